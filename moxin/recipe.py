@@ -1,0 +1,284 @@
+"""The recipe: one frozen, validated, JSON-serialisable description of a whole run.
+
+Few dials; what can be derived is derived where it is used and printed by `moxin.plan` with its formula. Every field says
+its unit. `validate` raises `ValueError` naming the setting, its value and the fix.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder of the Mistral family (arXiv 2310.06825): RMSNorm, RoPE, grouped-query attention, sliding window, SwiGLU."""
+
+    n_layers: int = 4
+    d_model: int = 192
+    n_heads: int = 6
+    n_kv_heads: int = 2
+    d_ff: int = 512
+    """Hidden width of the SwiGLU block."""
+    vocab_size: int = 2048
+    """Rows of the embedding; at least the tokenizer's size."""
+    max_seq_len: int = 256
+    """Longest context trained, in tokens; goes into the released configuration."""
+    sliding_window: int | None = None
+    """How many positions (itself included) a query sees; None is full causal attention."""
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    init_std: float = 0.02
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    def validate(self) -> None:
+        for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "max_seq_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"model.d_model = {self.d_model} is not a multiple of model.n_heads = {self.n_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"model.d_model / model.n_heads = {self.head_dim}: RoPE rotates pairs, make it even"
+            )
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"model.n_heads = {self.n_heads} is not a multiple of model.n_kv_heads = {self.n_kv_heads}: every "
+                "key/value head must serve the same number of query heads"
+            )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(
+                f"model.sliding_window = {self.sliding_window}: at least 1, or none for full attention"
+            )
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where documents come from. `prose` and `code` read this Python installation, `tinyworld` and `quiz` are generated,
+    `folder` reads `.txt .md .jsonl(.gz|.zst) .parquet` below `path`."""
+
+    name: str
+    kind: Literal["prose", "code", "tinyworld", "quiz", "folder"]
+    license: str = ""
+    """SPDX expression recorded where a document carries none of its own."""
+    path: str = ""
+    max_bytes: int = 0
+    """Documents beyond this many bytes of text are not read; 0 reads all."""
+
+
+@dataclass(frozen=True)
+class TinyworldConfig:
+    """The made-up world with known truth (`moxin.tinyworld`)."""
+
+    n_people: int = 64
+    n_documents: int = 5000
+    """Original documents of the tinyworld source, before dirt is planted."""
+    n_quiz_documents: int = 1000
+    n_questions: int = 200
+    """Held-out multiple-choice questions; the same facts are asked as generation."""
+    n_chats: int = 1200
+    n_preferences: int = 400
+    n_near_duplicates: int = 98
+    n_exact_duplicates: int = 60
+    n_gibberish: int = 50
+    n_foreign: int = 50
+    n_personal: int = 40
+    n_leaks: int = 40
+
+
+@dataclass(frozen=True)
+class CurateConfig:
+    """Thresholds of the one profile that the demo uses. Lengths are in characters unless the name says words."""
+
+    languages: tuple[str, ...] = ("en",)
+    language_threshold: float = 0.5
+    """Lowest probability of the language detector at which a prose document is kept."""
+    min_chars: int = 60
+    max_chars: int = 200_000
+    max_mean_word_length: float = 12.0
+    min_mean_word_length: float = 2.5
+    min_alpha_words: float = 0.6
+    """Smallest share of words with a letter (Gopher, arXiv 2112.11446, uses 0.8; tables in prose need less)."""
+    max_symbol_ratio: float = 0.15
+    max_duplicate_lines: float = 0.5
+    min_stop_words: int = 1
+    """Distinct English function words a prose document must hold."""
+    near_duplicate_jaccard: float = 0.7
+    """True Jaccard similarity of word 5-gram sets from which one of a pair is removed."""
+    minhash_bands: int = 16
+    minhash_rows: int = 8
+    decontamination_ngram: int = 8
+    """Words in a row shared with an evaluation question that remove a document."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    vocab_size: int = 2048
+    path: str = ""
+    """A `tokenizer.json` to use instead of training one."""
+    sample_bytes: int = 4_000_000
+    """Text given to BPE training, spread evenly over the sources."""
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One pretraining phase: how much of which sources at which context length."""
+
+    name: str
+    tokens: int
+    context: int
+    mix: dict[str, float] = field(default_factory=dict)
+    """Weight per source name; normalised."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    phases: tuple[PhaseConfig, ...] = ()
+    global_batch: int = 2048
+    """Tokens per optimizer step, whatever the number of workers."""
+    micro_batch: int = 1024
+    """Most tokens a worker puts through the model at once; gradient accumulation follows."""
+    learning_rate: float = 3e-3
+    min_learning_rate_ratio: float = 0.1
+    warmup_tokens: int = 100_000
+    """Linear warm-up at the start of phase 1; then one cosine over all phases."""
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0
+    checkpoint_every: int = 200
+    """Optimizer steps between checkpoints."""
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    epochs: int = 3
+    context: int = 256
+    global_batch: int = 2048
+    micro_batch: int = 1024
+    learning_rate: float = 1e-4
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    checkpoint_every: int = 100
+    seed: int = 2
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """Direct preference optimisation (arXiv 2305.18290), log-probabilities divided by the answer's length."""
+
+    epochs: int = 1
+    beta: float = 2.0
+    global_batch: int = 16
+    """Preference pairs per optimizer step."""
+    micro_batch: int = 8
+    """Most pairs a worker puts through the model at once."""
+    context: int = 256
+    learning_rate: float = 2e-5
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    checkpoint_every: int = 100
+    seed: int = 3
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    perplexity_bytes: int = 40_000
+    """Held-back text per source on which bits per byte is measured."""
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class ScalingConfig:
+    """What the run asks Ray for."""
+
+    n_workers: int = 2
+    """Training workers, one GPU or one CPU core each."""
+    use_gpu: bool = False
+    zero_stage: Literal["0", "1", "2", "3"] = "1"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    max_failures: int = 3
+    """How often Ray restarts the training group after a worker died."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    model: ModelConfig
+    sources: tuple[SourceConfig, ...]
+    tinyworld: TinyworldConfig
+    curate: CurateConfig
+    tokenizer: TokenizerConfig
+    pretrain: PretrainConfig
+    sft: SFTConfig
+    dpo: DPOConfig
+    evaluate: EvaluateConfig
+    scaling: ScalingConfig
+    shards: int = 4
+    """Output shards of curation and tokenization; fixed so that the result does not depend on the number of workers."""
+
+    def validate(self) -> None:
+        """Raises `ValueError` with the setting, its value and the fix."""
+        self.model.validate()
+        names = [source.name for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"sources: two are called {name!r}; give each its own name")
+        if not self.pretrain.phases:
+            raise ValueError("pretrain.phases is empty: a run needs at least one phase")
+        for phase in self.pretrain.phases:
+            where = f"pretrain.phases.{phase.name}"
+            if unknown := sorted(set(phase.mix) - set(names)):
+                raise ValueError(f"{where}.mix names {unknown}, the sources are {names}")
+            if not phase.mix or min(phase.mix.values()) < 0 or not sum(phase.mix.values()):
+                raise ValueError(
+                    f"{where}.mix = {phase.mix}: weights must be at least 0 and one must be above 0"
+                )
+            if phase.context > self.model.max_seq_len:
+                raise ValueError(
+                    f"{where}.context = {phase.context} exceeds model.max_seq_len = {self.model.max_seq_len}"
+                )
+            _check_batch(
+                where,
+                phase.context,
+                self.pretrain.global_batch,
+                self.pretrain.micro_batch,
+                self.scaling.n_workers,
+            )
+        _check_batch(
+            "sft", self.sft.context, self.sft.global_batch, self.sft.micro_batch, self.scaling.n_workers
+        )
+        if self.dpo.global_batch % self.scaling.n_workers:
+            raise ValueError(
+                f"dpo.global_batch = {self.dpo.global_batch} pairs do not divide among scaling.n_workers = "
+                f"{self.scaling.n_workers}"
+            )
+        for name in ("sft", "dpo"):
+            if getattr(self, name).context > self.model.max_seq_len:
+                raise ValueError(f"{name}.context exceeds model.max_seq_len = {self.model.max_seq_len}")
+        if self.tokenizer.vocab_size > self.model.vocab_size:
+            raise ValueError(
+                f"tokenizer.vocab_size = {self.tokenizer.vocab_size} does not fit model.vocab_size = "
+                f"{self.model.vocab_size}"
+            )
+        if self.scaling.n_workers < 1:
+            raise ValueError(f"scaling.n_workers = {self.scaling.n_workers}: at least 1")
+
+
+def _check_batch(where: str, context: int, global_batch: int, micro_batch: int, n_workers: int) -> None:
+    if global_batch % (context * n_workers):
+        raise ValueError(
+            f"{where}: global_batch = {global_batch} tokens must be a multiple of context x scaling.n_workers = "
+            f"{context} x {n_workers} = {context * n_workers}"
+        )
+    if micro_batch < context:
+        raise ValueError(
+            f"{where}: micro_batch = {micro_batch} tokens holds no sequence of context = {context}"
+        )

@@ -1,0 +1,92 @@
+"""The local or remote Ray session of a job: started quietly, with token authentication, logs in files.
+
+Only this module and the `run.py` of each room talk to Ray.
+"""
+
+import logging
+import os
+import secrets
+import time
+from pathlib import Path
+
+import ray
+
+TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+QUIET = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+ATTEMPTS = 3
+"""Starts of a local Ray that are tried: on a loaded machine its head can miss its own deadline."""
+
+
+def start(n_cpus: int | None = None) -> None:
+    """Connects to the cluster that `RAY_ADDRESS` names or, where none does, starts Ray on this machine.
+
+    Nothing happens where this process is connected already. `n_cpus` is the number of logical CPUs of a local Ray; the
+    training group needs one per worker and one for its controller, whatever the machine has.
+    """
+    if ray.is_initialized():
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    options = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "moxin"}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto" if os.environ["RAY_ADDRESS"] == "auto" else None, **options)
+        return
+    make_token()
+    for attempt in range(ATTEMPTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=n_cpus or max(os.cpu_count() or 1, 4),
+                object_store_memory=512 * 2**20,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                **options,
+            )
+            return
+        except (RuntimeError, ConnectionError, TimeoutError) as error:
+            ray.shutdown()
+            if attempt == ATTEMPTS - 1:
+                raise
+            logging.getLogger(__name__).warning("Ray did not start (%s); trying again", error)
+            time.sleep(5)
+
+
+def make_token() -> None:
+    """A token for the Ray that this machine starts, readable by its owner only (Ray's own would be for all).
+
+    A local `ray.init` turns token authentication on by itself. The mode must not be set here: Ray has read the environment
+    when it was imported, and half of its processes would see another mode.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN") or TOKEN_FILE.exists():
+        return
+    TOKEN_FILE.parent.mkdir(parents=True, exist_ok=True)
+    with open(os.open(TOKEN_FILE, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w") as handle:
+        handle.write(secrets.token_hex(32))
+
+
+def stop() -> None:
+    ray.shutdown()
+
+
+def dashboard_url() -> str:
+    """`http://127.0.0.1:8265`, or an empty string where no dashboard runs."""
+    url = (
+        ray.get_runtime_context().gcs_address
+        and getattr(ray._private.worker, "get_dashboard_url", lambda: "")()
+    )
+    return f"http://{url}" if url and "://" not in str(url) else str(url or "")
+
+
+def log_folder() -> str:
+    """Where Ray's own logs are; shown when something fails."""
+    node = getattr(ray._private.worker, "_global_node", None)
+    return str(node.get_session_dir_path()) + "/logs" if node else "/tmp/ray/session_latest/logs"

@@ -1,0 +1,1 @@
+"""The Ray Serve application: an OpenAI-compatible HTTP service around the inference engine."""

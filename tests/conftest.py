@@ -1,0 +1,18 @@
+"""Fixtures that several rooms share: one local Ray for the whole test session."""
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray, started once, with token authentication."""
+    from moxin import session
+
+    session.start()
+    yield
+    session.stop()
