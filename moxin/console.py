@@ -15,7 +15,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
+PIPE_WIDTH = 120
+"""Columns of tables that go to a file or a pipe."""
 console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console = Console(highlight=False, soft_wrap=True, width=PIPE_WIDTH)
 PLAIN_INTERVAL_S = 10.0
 """Seconds between progress lines where the output is a file."""
 
@@ -38,14 +42,14 @@ def fail(message: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table; columns after the first are numbers or short words and are set to the right."""
+    """A table: columns of numbers are set to the right, and only the last column may wrap."""
     grid = Table(
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
     for position, column in enumerate(columns):
-        grid.add_column(
-            column, justify="left" if position == 0 else "right", header_style="dim", no_wrap=position > 0
-        )
+        numeric = bool(rows) and all(isinstance(row[position], (int, float)) for row in rows)
+        last = position == len(columns) - 1
+        grid.add_column(column, justify="right" if numeric else "left", header_style="dim", no_wrap=not last)
     for row in rows:
         grid.add_row(*(format_number(cell) if isinstance(cell, (int, float)) else str(cell) for cell in row))
     console.print()

@@ -1,0 +1,25 @@
+#!/usr/bin/env python
+"""Teach the pretrained model to chat (SFT), then to prefer good answers (DPO).
+
+jobs/align.py --recipe demo
+"""
+
+import sys
+from pathlib import Path
+
+# The checkout, not this folder: jobs/tokenize.py would hide the standard library's module of that name.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from moxin import job, session
+from moxin.pipeline import Run
+
+
+def work(task: job.Job) -> None:
+    session.start()
+    run = Run(task.recipe, task.run_url)
+    run.artifact("sft")
+    run.artifact("dpo")
+
+
+if __name__ == "__main__":
+    sys.exit(job.main(__doc__ or "", work))
