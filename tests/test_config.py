@@ -31,7 +31,11 @@ class Whole:
         ("limit", "none", lambda whole: whole.limit is None),
         ("on", "true", lambda whole: whole.on is True),
         ("words", "en,de", lambda whole: whole.words == ("en", "de")),
-        ("parts.second.weight", "0.5", lambda whole: whole.parts[1].weight == 0.5 and whole.parts[0].weight == 1),
+        (
+            "parts.second.weight",
+            "0.5",
+            lambda whole: whole.parts[1].weight == 0.5 and whole.parts[0].weight == 1,
+        ),
         ("parts.0.weight", "2", lambda whole: whole.parts[0].weight == 2),
         ("parts.second.mix.y", "3", lambda whole: whole.parts[1].mix == {"x": 1.0, "y": 3.0}),
     ],

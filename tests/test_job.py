@@ -16,7 +16,11 @@ JOBS = sorted(path for path in (ROOT / "jobs").glob("*.py"))
 
 def run_job(name, *arguments, **options):
     return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / name), *arguments], capture_output=True, text=True, timeout=120, **options
+        [sys.executable, str(ROOT / "jobs" / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
     )
 
 
@@ -47,7 +51,9 @@ OPTIONS = {"--help", "--recipe", "--set", "--run", "--sources", "--dry-run"}
 
 
 def test_the_command_line_is_frozen():
-    known = {flag for action in job.parser("")._actions for flag in action.option_strings if flag.startswith("--")}
+    known = {
+        flag for action in job.parser("")._actions for flag in action.option_strings if flag.startswith("--")
+    }
     assert known == OPTIONS
 
 
@@ -72,7 +78,9 @@ from moxin import job
 with job.locked({str(tmp_path)!r}):
     print("locked", flush=True); sys.stdin.readline()
 """
-    other = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout.readline() == "locked\n"
         with pytest.raises(ValueError, match="another job works on this run"), job.locked(str(tmp_path)):
