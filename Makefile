@@ -3,7 +3,7 @@
 # make lint    ruff, mypy, the layer contracts, the cluster file
 # PYTHON names the Python (3.11 or newer) that .venv is made with.
 
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
 VENV := .venv
