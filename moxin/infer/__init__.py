@@ -1,0 +1,1 @@
+"""The inference engine: requests in, token events out; no HTTP, no Ray."""

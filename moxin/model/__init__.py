@@ -1,0 +1,1 @@
+"""The decoder, its initialisation, and its checkpoints in Hugging Face's format."""
