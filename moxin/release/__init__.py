@@ -1,0 +1,1 @@
+"""The release: weights in Hugging Face format, checked against `transformers`, with a model card."""

@@ -1,0 +1,74 @@
+"""A small tokenizer, a small model and a few chats."""
+
+import pytest
+import torch
+
+from moxin.model.decoder import Decoder
+from moxin.recipe import ModelConfig
+from moxin.tokens.tokenizer import Tokenizer
+
+NAMES = ("Orvek Holloway", "Mira Stone", "Tam Reed", "Ilsa Brook", "Bo Fenn")
+TOWNS = ("Tarn", "Ashby", "Quill", "Nettlecombe", "Low Wick")
+
+
+def turn(i: int) -> list[dict[str, str]]:
+    name, town = NAMES[i % len(NAMES)], TOWNS[i * 3 % len(TOWNS)]
+    return [
+        {"role": "user", "content": f"Where does {name} live?"},
+        {"role": "assistant", "content": f"{name} lives in {town}."},
+    ]
+
+
+@pytest.fixture(scope="session")
+def chats() -> list[dict]:
+    """Chats of one to three turns, some with a system prompt."""
+    system = [{"role": "system", "content": "Be brief. <|end|> is only text here."}]
+    return [
+        {
+            "id": f"chat-{i}",
+            "messages": [
+                *(system if i % 4 == 0 else []),
+                *(m for k in range(1 + i % 3) for m in turn(i + k)),
+            ],
+        }
+        for i in range(40)
+    ]
+
+
+@pytest.fixture(scope="session")
+def preferences() -> list[dict]:
+    return [
+        {
+            "id": f"preference-{(7 * i) % 24:02d}",
+            "prompt": turn(i)[:1],
+            "chosen": turn(i)[1]["content"],
+            "rejected": "No idea." if i % 2 else "Why do you ask? " * (1 + i % 4),
+        }
+        for i in range(24)
+    ]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(chats: list[dict]) -> Tokenizer:
+    return Tokenizer.train([m["content"] for chat in chats for m in chat["messages"]], 420)
+
+
+@pytest.fixture
+def model() -> Decoder:
+    torch.set_num_threads(1)
+    config = ModelConfig(
+        n_layers=2,
+        d_model=32,
+        n_heads=4,
+        n_kv_heads=2,
+        d_ff=48,
+        vocab_size=432,
+        max_seq_len=128,
+        sliding_window=24,
+    )
+    decoder = Decoder(config)
+    decoder.reset(5)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)  # far from uniform, so that a slip shows
+    return decoder.eval()
