@@ -24,8 +24,6 @@ PLANTED = {
     "personal": "personal data",
     "leak": "evaluation leaks",
 }
-KINDS = ("data", "train", "align", "evaluate", "release")
-"""What a stage is, for the colour of its time."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -44,7 +42,7 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": charts.short, "seconds": format_seconds, "size": size, "number": number}
+    environment.filters |= {"short": charts.short, "seconds": format_seconds, "size": size}
     checkpoints = evaluations(results)
     return environment.get_template("page.jinja").render(
         r=results,
@@ -74,13 +72,6 @@ def size(n_bytes: float) -> str:
             break
         n_bytes /= 1024
     return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-
-
-def number(value: float | None) -> str:
-    """`1234.5` as `1,234`, `2e-06` as `2e-06`."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:.3g}"
 
 
 def evaluations(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -121,7 +112,7 @@ def tiles(
         f", {reused} stages were there" if reused else ""
     )
     found.append({"value": format_seconds(made), "unit": "", "label": "time of all stages", "note": note})
-    note = "of this start, all processes" if results["hardware"]["cpus"] else ""
+    note = "of this start, all processes"
     gib = f"{results['peak_rss_bytes'] / 2**30:.1f}"
     return [*found, {"value": gib, "unit": "GiB", "label": "peak memory", "note": note}]
 
