@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -36,7 +37,7 @@ def start(n_cpus: int | None = None) -> None:
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    options = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "moxin"}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "moxin"}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto" if os.environ["RAY_ADDRESS"] == "auto" else None, **options)
         return
