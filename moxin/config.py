@@ -87,7 +87,7 @@ def _override(node: Any, path: list[str], text: str, whole: str) -> Any:
         if rest:
             raise ValueError(f"--set {whole}: nothing lies below {head!r}")
         return {**node, head: _parse(text, float, whole)}
-    if not dataclasses.is_dataclass(node):
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
         raise ValueError(f"--set {whole}: nothing lies below this setting")
     types_by_name = typing.get_type_hints(type(node))
     if head not in types_by_name:

@@ -83,15 +83,15 @@ def open_atomic(url: str, mode: str = "wb") -> Iterator[IO[Any]]:
             raise
         handle.close()
         return
-    path = local_path(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    target = local_path(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with open(partial, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as handle:
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        os.replace(partial, path)
+        os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -99,7 +99,7 @@ def open_atomic(url: str, mode: str = "wb") -> Iterator[IO[Any]]:
 @contextmanager
 def open_read(url: str, mode: str = "rb") -> Iterator[IO[Any]]:
     fs, path = filesystem(url)
-    with fs.open(path, mode, **({} if "b" in mode else {"encoding": "utf-8"})) as handle:
+    with fs.open(path, mode, encoding=None if "b" in mode else "utf-8") as handle:
         yield handle
 
 
