@@ -56,7 +56,7 @@ class Engine:
     def __init__(
         self, model: Decoder, *, max_batch: int = 8, max_len: int | None = None, decode: Decode | None = None
     ) -> None:
-        weight = model.model.norm.weight
+        weight = model.model.embed_tokens.weight
         self.model, self.decode, self.device = model.eval(), decode, weight.device
         self.max_len = max_len or model.config.max_seq_len
         self.cache = RollingCache(model.config, max_batch, self.max_len, weight.dtype, weight.device)

@@ -140,7 +140,7 @@ class Body(nn.Module):
             if positions_BT is None:
                 positions_BT = mask.q_index_BT if segments_BT is None else positions_in_segments(segments_BT)
         by = rotation(positions_BT, self.config.head_dim, self.config.rope_theta)
-        x_BTE = self.embed_tokens(tokens_BT, matmul_dtype(self.norm.weight.dtype, tokens_BT.device))
+        x_BTE = self.embed_tokens(tokens_BT, matmul_dtype(self.embed_tokens.weight.dtype, tokens_BT.device))
         for block in self.layers:
             x_BTE = block(x_BTE, by, mask, cache)
         return self.norm(x_BTE)
