@@ -209,7 +209,7 @@ def slopes(
     floor = height - bottom
 
     def x_of(number: int) -> float:
-        return left + 12 + (width - left - right - 24) * (number / max(1, len(names) - 1))
+        return left + 12 + (width - left - right - 24) * (number / (len(names) - 1) if len(names) > 1 else 1)
 
     def y_of(value: float) -> float:
         return floor - (floor - top) * (value - low) / (high - low)

@@ -109,7 +109,7 @@ def tiles(
     made = sum(stage["seconds"] for stage in results["stages"])
     reused = sum(stage["reused"] for stage in results["stages"])
     note = f"this start took {format_seconds(results['wall_seconds'])}" + (
-        f", {reused} stages were there" if reused else ""
+        f", {reused} of {len(results['stages'])} were there" if reused else ""
     )
     found.append({"value": format_seconds(made), "unit": "", "label": "time of all stages", "note": note})
     note = "of this start, all processes"
