@@ -24,6 +24,8 @@ from moxin.train.run import fit
 
 SCORE_BATCH = 16
 """Pairs whose log-probabilities are computed at once; fixed, so that a repeated pass gives the same bits."""
+BATCHES_PER_ACTOR = 64
+"""Fewer are not worth the seconds in which another actor starts and loads the model."""
 
 
 def sft_stage(recipe: Recipe, tokens: Artifact, world: Artifact, pretrained: Artifact) -> Stage:
@@ -35,7 +37,7 @@ def sft_stage(recipe: Recipe, tokens: Artifact, world: Artifact, pretrained: Art
         n_chats, n_kept = len(storage.read_jsonl(chats_url)), len(batches().examples)
         say_left_out(n_chats - n_kept, n_chats, "chats", recipe.sft.context)
         fit(_job(recipe, "sft", recipe.sft, pretrained, batches, next_token), builder)
-        builder.counts |= {"chats": n_kept, "chats_left_out": n_chats - n_kept}
+        builder.counts |= {"context": recipe.sft.context, "chats": n_kept, "chats_left_out": n_chats - n_kept}
 
     inputs = {"tokens": tokens, "world": world, "pretrained": pretrained}
     return Stage("sft", _config(recipe, recipe.sft), inputs, make)
@@ -68,7 +70,11 @@ def dpo_stage(recipe: Recipe, tokens: Artifact, world: Artifact, sft: Artifact) 
         after = preference_accuracy(
             score(recipe, builder.file("model"), tokenizer_url, rows, "preferences after DPO")
         )
-        builder.counts |= {"pairs": len(kept), "preference_accuracy": {"before": before, "after": after}}
+        builder.counts |= {
+            "context": config.context,
+            "preferences": len(kept),
+            "preference_accuracy": {"before": before, "after": after},
+        }
         console.say(
             f"  the chosen answer is the likelier: {before:.3f} of {len(kept)} pairs before, {after:.3f} after"
         )
@@ -88,12 +94,13 @@ def score(
     rows = [{name: row[name] for name in columns} for row in sorted(preferences, key=lambda row: row["id"])]
     blocks = [pa.Table.from_pylist(part) for part in chunks(rows, SCORE_BATCH)]
     use_gpu = recipe.scaling.use_gpu
+    n_actors = min(recipe.scaling.n_workers, math.ceil(len(blocks) / BATCHES_PER_ACTOR))
     scored = ray.data.from_arrow(blocks).map_batches(
         Scorer,
         fn_constructor_args=(model_url, tokenizer_url, recipe.dpo.context, use_gpu),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(recipe.scaling.n_workers, len(blocks))),
+        compute=ray.data.ActorPoolStrategy(size=n_actors),
         num_cpus=1,
         num_gpus=1 if use_gpu else 0,
     )
@@ -145,9 +152,7 @@ def _job(
         batches=batches,
         objective=objective,
         peak_lr=config.learning_rate,
-        schedule=Schedule(
-            total_steps=n_steps, warmup_steps=math.ceil(config.warmup_ratio * n_steps), min_ratio=0.0
-        ),
+        schedule=Schedule(total_steps=n_steps, warmup_steps=math.ceil(config.warmup_ratio * n_steps)),
         betas=(recipe.pretrain.beta1, recipe.pretrain.beta2),
         weight_decay=config.weight_decay,
         grad_clip=config.grad_clip,

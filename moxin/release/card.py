@@ -32,7 +32,8 @@ def licenses_by_source(documents_url: str) -> dict[str, Counter[str]]:
 def _named(counts: Counter[str]) -> str:
     shown = counts.most_common(SHOWN_LICENSES)
     rest = len(counts) - len(shown)
-    return ", ".join(f"{name} ({n:,})" for name, n in shown) + (f" and {rest} others" if rest else "")
+    names = [f"{name} ({n:,})" for name, n in shown]
+    return "; ".join([*names, f"{rest} more licences"] if rest else names)
 
 
 def architecture(model: ModelConfig, dtype: str) -> list[tuple[str, str]]:
@@ -118,7 +119,7 @@ def card(
             }
             for source, counts in sorted(licenses.items())
         ],
-        all_licenses=", ".join(sorted(set().union(*licenses.values()))),
+        all_licenses="; ".join(sorted(set().union(*licenses.values()))),
         documents_in=curated["documents_in"],
         documents_out=curated["documents_out"],
         tokens=tokens,

@@ -111,7 +111,7 @@ def test_the_card_holds_the_numbers_and_its_example_runs(release, monkeypatch):
     for line in (
         f"{model.n_parameters():,} parameters",
         "| tinyworld | 5 | 12,345 | CC0-1.0 (5) |",
-        "| code | 5 | 678 | MIT (3), BSD-3-Clause (2) |",
+        "| code | 5 | 678 | MIT (3); BSD-3-Clause (2) |",
         "| phase3 | 24,576 | 64 | tinyworld 0.6, quiz 0.3, prose 0.05, code 0.05 |",
         "1 of 8 evaluation questions occur in",
         "| after | multiple choice | generation | code | tinyworld |\n|---|---:|---:|---:|---:|\n| phase1 | 0.250 |",
