@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+# Read when ray is imported. Serve's controller is killed by its own shutdown, and Ray would report that as a failure.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "ServeController.graceful_shutdown failed")
+
 import ray
 
 TOKEN_FILE = Path.home() / ".ray" / "auth_token"
@@ -17,6 +20,7 @@ QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOGGING_CONFIG": str(Path(__file__).with_name("ray_data_logging.yaml")),
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_COLOR_PREFIX": "0",

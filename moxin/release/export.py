@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from moxin.infer.engine import SamplingParams
 from moxin.infer.generate import generate
@@ -29,6 +30,7 @@ def verify(
 
     Raises `RuntimeError` at the first difference, saying where it is and what each side gives.
     """
+    transformers_logging.disable_progress_bar()
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     their_tokenizer = AutoTokenizer.from_pretrained(folder)
     model = model.float().eval()
