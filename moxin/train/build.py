@@ -1,0 +1,22 @@
+"""The model that a job starts from."""
+
+from moxin.config import to_jsonable
+from moxin.model import checkpoint
+from moxin.model.decoder import Decoder
+from moxin.train.job import FitJob
+
+
+def build(job: FitJob) -> Decoder:
+    """The decoder with the weights of `job.initial`, or fresh ones. Raises `ValueError` where that is another model."""
+    if not job.initial:
+        module = Decoder(job.model)
+        module.reset(job.seed)
+        return module
+    module = checkpoint.load(job.initial)
+    if module.config != job.model:
+        there, here = to_jsonable(module.config), to_jsonable(job.model)
+        wrong = [
+            f"model.{name} is {there[name]}, not {here[name]}" for name in here if there[name] != here[name]
+        ]
+        raise ValueError(f"{job.name}: the model at {job.initial} is not the recipe's: {', '.join(wrong)}")
+    return module

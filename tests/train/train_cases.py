@@ -1,0 +1,92 @@
+"""A small job that every test of training shares, and data that can break its worker at a given step."""
+
+import functools
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moxin.recipe import ModelConfig, ScalingConfig
+from moxin.train.job import FitJob, Micro, Schedule
+from moxin.train.objective import IGNORE, next_token
+
+N_STEPS = 12
+ROWS, CONTEXT = 8, 16
+MODEL = ModelConfig(
+    n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64, vocab_size=64, max_seq_len=CONTEXT
+)
+
+
+class CountingBatches:
+    """Learnable rows, `t[i + 1] = 3 t[i] + 1`, with gaps in the loss so that no two micro-batches count the same."""
+
+    def __init__(self, micro_rows: int = ROWS, n_steps: int = N_STEPS) -> None:
+        self.micro_rows, self.n_steps = micro_rows, n_steps
+
+    def step(self, i: int, rank: int, world: int) -> list[Micro]:
+        rng = np.random.default_rng(i)
+        tokens = np.empty((ROWS, CONTEXT + 1), np.int64)
+        tokens[:, 0] = rng.integers(0, 64, ROWS)
+        for t in range(CONTEXT):
+            tokens[:, t + 1] = (3 * tokens[:, t] + 1) % 64
+        targets = np.where(rng.random((ROWS, CONTEXT)) < 0.4, IGNORE, tokens[:, 1:])
+        segments = np.repeat(np.arange(2, dtype=np.int32), CONTEXT // 2)[None].repeat(ROWS, 0)
+        mine = range(rank * ROWS // world, (rank + 1) * ROWS // world)
+        parts = [slice(k, min(k + self.micro_rows, mine.stop)) for k in mine[:: self.micro_rows]]
+        return [{"tokens": tokens[p, :-1], "targets": targets[p], "segments": segments[p]} for p in parts]
+
+    def size(self, i: int) -> int:
+        return ROWS * CONTEXT
+
+
+class BreakingBatches(CountingBatches):
+    """The same data, but the worker `rank` dies, or waits for its driver to be killed, when it asks for step `at`.
+
+    It happens once: `mark` is the file that says it did.
+    """
+
+    def __init__(self, mark: str, at: int, rank: int, kind: str, micro_rows: int = ROWS) -> None:
+        super().__init__(micro_rows)
+        self.mark, self.at, self.rank, self.kind = Path(mark), at, rank, kind
+
+    def step(self, i: int, rank: int, world: int) -> list[Micro]:
+        if i == self.at and rank == self.rank and not self.mark.exists():
+            self.mark.write_text(str(os.getpid()))
+            if self.kind == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.kind == "raise":
+                self.mark.unlink()
+                raise KeyError("the objective of this test is broken")
+            time.sleep(3600)
+        return super().step(i, rank, world)
+
+
+def small_job(micro_rows: int = ROWS, **changes: Any) -> FitJob:
+    """One worker, float32, ZeRO-1; `changes` are fields of the job or of its scaling."""
+    scaling = ScalingConfig(n_workers=1, zero_stage="1", precision="fp32", max_failures=2)
+    inner = {name: changes.pop(name) for name in list(changes) if name in scaling.__dataclass_fields__}
+    job = FitJob(
+        name="small",
+        model=MODEL,
+        initial="",
+        state="",
+        batches=functools.partial(CountingBatches, micro_rows),
+        objective=next_token,
+        peak_lr=1e-2,
+        schedule=Schedule(total_steps=N_STEPS, warmup_steps=3),
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        grad_clip=0.5,
+        checkpoint_every=4,
+        seed=5,
+        scaling=replace(scaling, **inner),
+    )
+    return replace(job, **changes)
+
+
+def curve(rows: list[dict[str, Any]]) -> list[tuple[int, float, float]]:
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
