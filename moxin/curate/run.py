@@ -49,8 +49,6 @@ class Work:
 def stage(recipe: Recipe, world: Artifact) -> Stage:
     """Stage "curate". Raises `ValueError` for settings that cannot be, a missing folder, or one without documents."""
     check(recipe.curate)
-    for source in recipe.sources:
-        sources.check(source)
     config = {
         "curate": recipe.curate,
         "sources": recipe.sources,
@@ -65,6 +63,8 @@ def check(config: CurateConfig) -> None:
     for name in ("near_duplicate_jaccard", "language_threshold"):
         if not 0 < getattr(config, name) <= 1:
             raise ValueError(f"curate.{name} = {getattr(config, name)}: must be above 0 and at most 1")
+    if not config.languages:
+        raise ValueError("curate.languages is empty: name at least one, for example en")
     for name in ("minhash_bands", "minhash_rows", "decontamination_ngram"):
         if getattr(config, name) < 1:
             raise ValueError(f"curate.{name} = {getattr(config, name)}: must be at least 1")

@@ -73,17 +73,18 @@ def check(source: SourceConfig) -> None:
 
 def fingerprint(source: SourceConfig) -> str:
     """What stands for a folder's content in the artifact's key: names and sizes of its files. Empty for other kinds.
+    Raises `ValueError` for a folder that is missing or holds no documents.
 
     Installed packages are not part of it: a development tool installed later must not set off a new training run.
     """
+    check(source)
     return digest(_folder_files(source.path)) if source.kind == "folder" else ""
 
 
 def units(sources: tuple[SourceConfig, ...], world: Artifact) -> list[Unit]:
-    """All units, source by source. Raises `ValueError` for a folder that is missing or empty."""
+    """All units, source by source."""
     found = []
     for position, source in enumerate(sources):
-        check(source)
         group: list[Item] = []
         for item in limited(_items(source, world), source.max_bytes):
             if group and sum(other.size for other in group) + item.size > UNIT_BYTES:
@@ -125,8 +126,9 @@ def _items(source: SourceConfig, world: Artifact) -> list[Item]:
         size = world.manifest["files"]["documents.parquet"]["bytes"]
         return [Item("world", world.file("documents.parquet"), "world", size, source.license)]
     if source.kind == "folder":
+        folder = storage.absolute(source.path)  # tasks have other working directories
         return [
-            Item("", storage.join(source.path, name), name, size, source.license)
+            Item("", storage.join(folder, name), name, size, source.license)
             for name, size in _folder_files(source.path)
         ]
     items = [

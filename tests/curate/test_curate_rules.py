@@ -1,6 +1,7 @@
 """What the rules let pass and what they remove, on documents of either kind, through the whole of `annotate`."""
 
 import json
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
@@ -32,7 +33,7 @@ BAD = {
 CODE = "def area(width: float, height: float) -> float:\n    return width * height\n\n\nprint(area(2, 3))\n"
 
 
-def judged(texts: list[str], kind: str = "prose", questions: list[dict] = [], **config) -> list[str]:  # noqa: B006
+def judged(texts: Sequence[str], kind: str = "prose", questions: Sequence[dict] = (), **config) -> list[str]:
     rows = [{**dict.fromkeys(SCHEMA.names, ""), "id": str(i), "text": text} for i, text in enumerate(texts)]
     settings = CurateConfig(**config)
     judge = Judge(kind, settings, decontaminate.build(questions, settings.decontamination_ngram))

@@ -166,6 +166,7 @@ def test_a_stage_that_was_stopped_goes_on_and_gives_the_same_bytes(
 def test_settings_that_cannot_be_are_refused_before_any_work(recipe, world):
     for setting, message in (
         ({"near_duplicate_jaccard": 0.0}, "curate.near_duplicate_jaccard = 0.0: must be above 0"),
+        ({"languages": ()}, "curate.languages is empty"),
         ({"minhash_bands": 0}, "curate.minhash_bands = 0: must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
