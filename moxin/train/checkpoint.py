@@ -4,8 +4,10 @@ A checkpoint is a folder to which every worker adds its files: the engine's and 
 also `checkpoint.json` and the metrics of all steps so far. The data's state is the number of those steps.
 """
 
+import errno
 import functools
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -21,6 +23,8 @@ from moxin.train.loop import Rows
 METADATA = "checkpoint.json"
 METRICS = "metrics.jsonl"
 PREFIX = "checkpoint_"
+FULL_BYTES = 2**22
+"""A disk with less room than this is full."""
 ARTIFACT = re.compile(r"^.*/([^/]+-[0-9a-f]{12}(/.*)?)$")
 SPREAD = ("micro_batch", "checkpoint_every")
 """Settings of batches that may be changed on the way: they decide no more than the order of sums."""
@@ -70,7 +74,13 @@ def save(engine: Engine, job: FitJob, rows: Rows, folder: Path) -> None:
     """Writes this worker's part of a checkpoint into a folder of its own, which is emptied before."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    engine.save(folder)
+    try:
+        engine.save(folder)
+    except RuntimeError as error:
+        if shutil.disk_usage(folder).free > FULL_BYTES:
+            raise
+        # PyTorch's writer says no more than that writing failed.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
     if engine.rank == 0:
         about = identity(job)
         metadata = {

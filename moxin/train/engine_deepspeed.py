@@ -38,8 +38,9 @@ class DeepSpeedEngine:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        # Compiled with ninja on first use (100 s measured), for inference only: training reduces through gloo or NCCL.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # With what it could compile DeepSpeed would at once compile a reduction for inference (100 s measured, needs ninja);
+        # training reduces through gloo or NCCL.
+        deepspeed.ops.__compatible_ops__ = {}
         self.stage = int(job.scaling.zero_stage)
         self.universal = universal and self.stage > 0  # the files of stage 0 do not depend on the workers
         self.betas, self.grad_clip = job.betas, job.grad_clip

@@ -1,9 +1,11 @@
 """Which checkpoints are taken: whole ones, of this very job."""
 
 import functools
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from train_cases import CountingBatches, small_job
 
 from moxin import storage
@@ -35,6 +37,18 @@ def test_a_damaged_newest_checkpoint_is_passed_over(folder, damage):
     else:
         (newest / "part-0.json").unlink()
     assert checkpoint.newest(str(folder)) == (checkpoint.name_of(4), [checkpoint.name_of(8)])
+
+
+def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
+    """A stand-in for the disk: filling a real one needs the right to mount it, which tests/test_disk.py asks for."""
+    engine, rows = fit_local(small_job(), stop_after=1)
+    monkeypatch.setattr(engine, "save", lambda folder: torch.save({}, folder / "nowhere" / "state.pt"))
+    with pytest.raises(RuntimeError, match="nowhere"):
+        checkpoint.save(engine, small_job(), rows, tmp_path / "part")
+    usage = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoint.save(engine, small_job(), rows, tmp_path / "part")
 
 
 def test_nothing_is_no_checkpoint(tmp_path):
