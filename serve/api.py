@@ -6,7 +6,8 @@ response that has begun with 200 either could only tear the stream.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Protocol, TypeVar, cast
 
@@ -39,7 +40,7 @@ SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 class Backend(Protocol):
     """What answers: an engine loop in this process, or a handle to replicas elsewhere."""
 
-    def generate(self, tokens: Sequence[int], params: SamplingParams) -> AsyncIterator[Chunk]:
+    def generate(self, tokens: Sequence[int], params: SamplingParams) -> AsyncGenerator[Chunk]:
         """The answer in chunks, the last with a finish reason. Closing the iterator frees the engine's slot.
 
         Raises `OverloadError` or `EngineError`, before the first chunk or between two.
@@ -172,7 +173,7 @@ def _params(
     )
 
 
-async def _respond(http: Request, stream: bool, reply: Reply, chunks: AsyncIterator[Chunk]) -> Response:
+async def _respond(http: Request, stream: bool, reply: Reply, chunks: AsyncGenerator[Chunk]) -> Response:
     if not stream:
         answer = await _while_connected(http, _collect(chunks))
         return JSONResponse(reply.whole(answer).model_dump())
@@ -182,21 +183,22 @@ async def _respond(http: Request, stream: bool, reply: Reply, chunks: AsyncItera
     )
 
 
-async def _collect(chunks: AsyncIterator[Chunk]) -> Chunk:
+async def _collect(chunks: AsyncGenerator[Chunk]) -> Chunk:
     parts = [chunk async for chunk in chunks]
     text = "".join(part.text for part in parts)
     return Chunk(text, sum(part.n_tokens for part in parts), parts[-1].finish_reason)
 
 
-async def _events(reply: Reply, first: Chunk, chunks: AsyncIterator[Chunk]) -> AsyncIterator[str]:
+async def _events(reply: Reply, first: Chunk, chunks: AsyncGenerator[Chunk]) -> AsyncIterator[str]:
     """Server-sent events. A failure on the way is an event too, after which the stream ends without `[DONE]`."""
     n_tokens = first.n_tokens
     try:
-        yield sse(reply.part(first, first=True))
-        async for chunk in chunks:
-            n_tokens += chunk.n_tokens
-            if chunk.text or chunk.finish_reason:
-                yield sse(reply.part(chunk, first=False))
+        async with aclosing(chunks):
+            yield sse(reply.part(first, first=True))
+            async for chunk in chunks:
+                n_tokens += chunk.n_tokens
+                if chunk.text or chunk.finish_reason:
+                    yield sse(reply.part(chunk, first=False))
         if reply.include_usage:
             yield sse(reply.counts(n_tokens))
         yield "data: [DONE]\n\n"

@@ -34,6 +34,9 @@ class Settings(BaseModel):
     name: str = ""
     """What clients call the model; the folder's name where empty."""
     replicas: int = Field(1, ge=1)
+    """Engines, each with the whole model."""
+    gpus: int = Field(default_factory=lambda: int(torch.cuda.is_available()), ge=0, le=1)
+    """GPUs of one engine: 1 or, to compute on the CPU, 0. Say 1 where this machine has none but the cluster's workers do."""
     max_batch: int = Field(8, ge=1)
     """Requests that one engine works on at once."""
     max_waiting: int = Field(32, ge=0)
@@ -60,7 +63,7 @@ def app(args: dict[str, Any]) -> Application:
         max_ongoing_requests=limit + SPARE_CALLS,
         max_queued_requests=SPARE_CALLS,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        ray_actor_options={"num_cpus": 1, "num_gpus": int(torch.cuda.is_available())},
+        ray_actor_options={"num_cpus": 1, "num_gpus": settings.gpus},
     )(EngineReplica)
     ingress = serve.deployment(
         name="ingress",
@@ -68,5 +71,5 @@ def app(args: dict[str, Any]) -> Application:
         ray_actor_options={"num_cpus": 0},  # it waits, mostly
     )(Ingress)
     name = settings.name or url.rsplit("/", 1)[-1]
-    replicas = engine.bind(url, settings.max_batch, limit)
+    replicas = engine.bind(url, "cuda" if settings.gpus else "cpu", settings.max_batch, limit)
     return ingress.bind(url, name, os.environ.get("MOXIN_API_KEY", ""), replicas)

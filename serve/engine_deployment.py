@@ -1,15 +1,16 @@
 """The two deployments of the service: replicas around the engine, and the HTTP ingress that tokenizes and streams."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from typing import cast
 
-import torch
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from moxin.infer.engine import Engine
 from moxin.infer.sampling import SamplingParams
@@ -19,48 +20,61 @@ from serve import api
 from serve.engine_loop import Chunk, EngineLoop
 from serve.errors import EngineError, OverloadError
 
+CHECK_TIMEOUT_S = 5.0
+"""How long /health waits for a replica: one that is being replaced does not answer."""
+
 
 class EngineReplica:
     """One engine with one model. Ray replaces the replica when `check_health` says that the engine died."""
 
-    def __init__(self, model_url: str, max_batch: int, limit: int) -> None:
-        cuda = torch.cuda.is_available()
-        # On a CPU 32-bit numbers are the faster ones.
-        model = checkpoint.load(model_url, None if cuda else "float32").to("cuda" if cuda else "cpu")
+    def __init__(self, model_url: str, device: str, max_batch: int, limit: int) -> None:
+        # As stored on a GPU; on a CPU 32-bit numbers are the faster ones.
+        model = checkpoint.load(model_url, "float32" if device == "cpu" else None).to(device)
         decode = Tokenizer.load(model_url).decode
         engine = Engine(model, max_batch=max_batch, decode=decode)
         self.loop = EngineLoop(engine, decode, limit)
 
-    async def generate(self, tokens: Sequence[int], params: SamplingParams) -> AsyncIterator[Chunk]:
-        async for chunk in self.loop.generate(tokens, params):
-            yield chunk
+    async def generate(self, tokens: Sequence[int], params: SamplingParams) -> AsyncGenerator[Chunk]:
+        async with aclosing(self.loop.generate(tokens, params)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def check_health(self) -> None:
         await self.loop.check()
 
 
 class RemoteEngine:
-    """`serve.api.Backend` over the engine's replicas: Ray's exceptions become ours."""
+    """`serve.api.Backend` over the engine's replicas."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self.streaming = handle.options(method_name="generate", stream=True)
         self.checking = handle.options(method_name="check_health")
 
-    async def generate(self, tokens: Sequence[int], params: SamplingParams) -> AsyncIterator[Chunk]:
-        try:
-            chunks = cast(AsyncIterator[Chunk], self.streaming.remote(tokens, params))
-            async for chunk in chunks:
-                yield chunk
-        except BackPressureError as error:
-            raise OverloadError(str(error)) from error
-        except (RayActorError, RayServeException) as error:
-            raise EngineError(f"the engine's replica is gone: {error}") from error
+    async def generate(self, tokens: Sequence[int], params: SamplingParams) -> AsyncGenerator[Chunk]:
+        with _our_errors():
+            chunks = cast(DeploymentResponseGenerator[Chunk], self.streaming.remote(tokens, params))
+            try:
+                async for chunk in chunks:
+                    yield chunk
+            finally:
+                chunks.cancel()
 
     async def check(self) -> None:
-        try:
-            await self.checking.remote()
-        except BackPressureError:
-            return  # busy, not dead
+        with suppress(OverloadError), _our_errors():  # busy is not dead
+            await asyncio.wait_for(self.checking.remote(), CHECK_TIMEOUT_S)
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    """What went wrong in a replica or on the way to it, as the exceptions of `serve.errors`."""
+    try:
+        yield
+    except RayTaskError as error:
+        raise error.cause from None  # what the replica raised; Ray adds its traceback to the message
+    except BackPressureError as error:
+        raise OverloadError(str(error)) from error
+    except (RayActorError, RayServeException, TimeoutError) as error:
+        raise EngineError(f"no engine answers: {error}") from error
 
 
 @serve.ingress()

@@ -9,7 +9,7 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,7 +66,7 @@ class EngineLoop:
         if self._failure is not None:
             raise EngineError(f"the engine died: {self._failure!r}")
 
-    async def generate(self, tokens: Sequence[int], params: SamplingParams) -> AsyncIterator[Chunk]:
+    async def generate(self, tokens: Sequence[int], params: SamplingParams) -> AsyncGenerator[Chunk]:
         """The answer to a prompt in chunks: all that has come since the last one, so a slow reader gets fewer.
 
         Raises `OverloadError` at the limit, `EngineError` where the engine dies, `ValueError` for what it cannot answer.
