@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.precision import matmul_dtype
 from moxin.train.job import Objective
 
 
@@ -50,6 +51,11 @@ class Engine(Protocol):
 
 def to_tensors(micro: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in micro.items()}
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether autocast to bfloat16 is any use: a CPU that only emulates its products trains at an eighth of the speed."""
+    return matmul_dtype(torch.bfloat16, device) == torch.bfloat16
 
 
 def sum_and_count(total: Tensor, count: Tensor) -> Tensor:

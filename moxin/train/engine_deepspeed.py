@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-from moxin.train.engine import sum_and_count, to_tensors
+from moxin.train.engine import multiplies_bf16, sum_and_count, to_tensors
 from moxin.train.job import FitJob, Objective
 from moxin.train.optimizer import adamw
 
@@ -27,7 +27,7 @@ TAG = "deepspeed"
 
 
 class DeepSpeedEngine:
-    """bf16 is bf16 weights and gradients over float32 master weights; at stage 0 it is autocast over float32 weights.
+    """bf16 is bf16 weights and gradients over float32 master weights; at stage 0 it is autocast as in `TorchEngine`.
 
     `universal` reads checkpoints of another number of workers: DeepSpeed refuses those, so they are converted first.
     """
@@ -56,8 +56,13 @@ class DeepSpeedEngine:
     def _config(self, module: nn.Module, job: FitJob) -> dict[str, Any]:
         n_parameters = sum(p.numel() for p in module.parameters())
         # bf16 at stage 0 is another optimizer of DeepSpeed's, whose losses leave the others' by 0.09 within eight steps.
-        half = {"enabled": job.scaling.precision == "bf16"}
-        precision = {"bf16": half} if self.stage else {"torch_autocast": {**half, "dtype": "bfloat16"}}
+        bf16 = job.scaling.precision == "bf16"
+        autocast = bf16 and multiplies_bf16(torch.device("cuda" if job.scaling.use_gpu else "cpu"))
+        precision = (
+            {"bf16": {"enabled": bf16}}
+            if self.stage
+            else {"torch_autocast": {"enabled": autocast, "dtype": "bfloat16"}}
+        )
         return {
             # The loop cuts batches and says where a step ends; DeepSpeed only has to be told something consistent.
             "train_micro_batch_size_per_gpu": 1,

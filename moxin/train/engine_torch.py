@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moxin.train.engine import sum_and_count, to_tensors
+from moxin.train.engine import multiplies_bf16, sum_and_count, to_tensors
 from moxin.train.job import FitJob, Objective
 from moxin.train.optimizer import adamw
 
@@ -15,7 +15,7 @@ STATE = "state.pt"
 
 
 class TorchEngine:
-    """bf16 is autocast over float32 weights."""
+    """bf16 is autocast over float32 weights, where the hardware multiplies it."""
 
     rank = 0
     world = 1
@@ -24,7 +24,7 @@ class TorchEngine:
         self.device = torch.device("cuda" if job.scaling.use_gpu else "cpu")
         self.module = module.to(self.device).train()
         self.grad_clip = job.grad_clip
-        self.bf16 = job.scaling.precision == "bf16"
+        self.bf16 = job.scaling.precision == "bf16" and multiplies_bf16(self.device)
         self.optimizer = adamw(self.module, job.betas, job.weight_decay)
 
     def micro_step(

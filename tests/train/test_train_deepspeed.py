@@ -1,9 +1,6 @@
 """The DeepSpeed engine, in this process with one worker, against plain PyTorch."""
 
 import functools
-import os
-import socket
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,33 +10,7 @@ from moxin.train import checkpoint
 from moxin.train.engine_deepspeed import DeepSpeedEngine
 from moxin.train.local import fit_local
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_worker() -> Iterator[None]:
-    """The five variables that make this process the only worker of a group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    before = {name: os.environ.get(name) for name in place}
-    os.environ.update(place)
-    yield
-    import deepspeed
-
-    deepspeed.comm.destroy_process_group()
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_worker")]
 
 
 @pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
