@@ -99,7 +99,10 @@ def make(stage: Stage, run_url: str) -> Artifact:
     stage.make(builder)
     storage.remove(storage.join(url, stage.scratch))
     fs, path = storage.filesystem(url)
-    names = [name for name in storage.files_under(url) if not name.endswith(".partial")]
+    for name in storage.files_under(url):
+        if name.endswith(".partial"):  # left by a process that was killed while it wrote
+            storage.remove(storage.join(url, name))
+    names = storage.files_under(url)
     manifest = {
         "stage": stage.name,
         "key": stage.key,

@@ -19,7 +19,7 @@ from moxin.recipe import (
 
 
 def demo() -> Recipe:
-    """1.6M parameters outside the embeddings, 3.4M tokens in three phases whose mix and context change."""
+    """1.6M parameters outside the embeddings, 1.8M tokens in three phases whose mix and context change."""
     return Recipe(
         name="demo",
         model=ModelConfig(n_layers=4, d_model=192, n_heads=6, n_kv_heads=2, d_ff=512, sliding_window=128),
@@ -34,12 +34,12 @@ def demo() -> Recipe:
         tokenizer=TokenizerConfig(vocab_size=2048),
         pretrain=PretrainConfig(
             phases=(
-                PhaseConfig("phase1", 1_400_000, 128, {"tinyworld": 0.7, "prose": 0.2, "code": 0.1}),
-                PhaseConfig("phase2", 1_000_000, 256, {"tinyworld": 0.7, "prose": 0.1, "code": 0.2}),
+                PhaseConfig("phase1", 600_000, 128, {"tinyworld": 0.7, "prose": 0.2, "code": 0.1}),
+                PhaseConfig("phase2", 600_000, 256, {"tinyworld": 0.7, "prose": 0.1, "code": 0.2}),
                 # Capability enhancement, as in Moxin's third phase: questions with answers join the mix. They never ask
                 # about a held-out fact.
                 PhaseConfig(
-                    "phase3", 1_000_000, 256, {"tinyworld": 0.6, "quiz": 0.3, "prose": 0.05, "code": 0.05}
+                    "phase3", 600_000, 256, {"tinyworld": 0.6, "quiz": 0.3, "prose": 0.05, "code": 0.05}
                 ),
             ),
         ),
