@@ -70,7 +70,7 @@ def build(model: ServedModel, backend: Backend, api_key: str = "") -> FastAPI:
     async def authorize(authorization: Annotated[str, Header()] = "") -> None:
         scheme, _, key = authorization.partition(" ")
         if api_key and not (
-            scheme.lower() == "bearer" and secrets.compare_digest(key.encode(), api_key.encode())
+            scheme.lower() == "bearer" and secrets.compare_digest(key.encode("latin-1"), api_key.encode())
         ):
             raise ApiError(401, "missing or wrong API key; send it as a bearer token", "invalid_api_key")
 
@@ -83,7 +83,7 @@ def build(model: ServedModel, backend: Backend, api_key: str = "") -> FastAPI:
         try:
             await backend.check()
         except errors.EngineError as error:
-            raise ApiError(503, str(error), "engine_failed") from error
+            raise ApiError(503, "the engine does not answer", "engine_failed") from error
         return {"status": "ok"}
 
     @routes.get("/version")

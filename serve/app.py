@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from ray import serve
 from ray.serve import Application
 
@@ -26,8 +26,6 @@ HEALTH_CHECK_PERIOD_S = 2.0
 
 class Settings(BaseModel):
     """Arguments of the application; text is converted, for that is what `serve run` gives."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str
     """Release folder in Hugging Face format, local or s3://."""

@@ -52,13 +52,11 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"][1:])
-        got = "" if first["type"] in ("missing", "json_invalid") else f", got {first.get('input')!a:.80}"
-        where = f"{field}: " if field else ""
-        param = str(first["loc"][1]) if first["loc"][1:] else None
-        return ApiError(
-            400, f"{where}{first['msg']}{got}", param=None if first["type"] == "json_invalid" else param
-        )
+        if first["type"] == "json_invalid":
+            return ApiError(400, f"the body is not JSON: {first['ctx']['error']}")
+        path = [str(part) for part in first["loc"][1:]] or ["body"]
+        got = "" if first["type"] == "missing" else f", got {first['input']!a:.80}"
+        return ApiError(400, f"{'.'.join(path)}: {first['msg']}{got}", param=path[0])
     logger.error("request failed", exc_info=error)
     if isinstance(error, EngineError):
         return ApiError(500, "the engine failed while it worked on this request", "engine_failed")

@@ -41,11 +41,14 @@ def _listen(host: str, port: int) -> int:
 def deploy(model_url: str, port: int, host: str = "127.0.0.1", **settings: Any) -> str:
     """Serves a release folder with the settings of `serve.app`; returns the base URL once requests are answered.
 
-    Raises `ValueError` where the port is taken or the folder holds no model.
+    Raises `ValueError` where the port is taken, the folder holds no model, or Ray serves something already.
     """
     check_port(host, port)
     application = app({"model": model_url, **settings})
     session.start()
+    if running := list(serve.status().applications):
+        told = f"this Ray serves {', '.join(running)} already; end that with `serve shutdown`"
+        raise ValueError(f"{told}, or add to its configuration file and use `serve deploy`")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     try:
@@ -53,7 +56,7 @@ def deploy(model_url: str, port: int, host: str = "127.0.0.1", **settings: Any) 
     except BaseException:
         serve.shutdown()
         raise
-    return f"http://{host}:{port}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 @contextmanager

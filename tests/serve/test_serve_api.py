@@ -183,11 +183,8 @@ def test_fields_that_clients_send_and_we_do_not_know_are_tolerated(client: opena
 def test_a_key_is_asked_for_everywhere_but_at_health() -> None:
     with served(FakeEngine(TOKENIZER, "yes"), TOKENIZER, api_key="secret") as (base_url, _):
         assert say(client_of(base_url, "secret")) == "yes"
-        for wrong in ("other", "schlüssel".encode().decode("latin-1")):
-            answer = httpx.get(
-                f"{base_url}/v1/models", headers={"Authorization": f"Bearer {wrong}".encode("latin-1")}
-            )
-            assert answer.status_code == 401
+        foreign = {"Authorization": "Bearer schlüssel".encode()}
+        assert httpx.get(f"{base_url}/v1/models", headers=foreign).status_code == 401
         with pytest.raises(openai.AuthenticationError) as caught:
             say(client_of(base_url, "other"))
         assert caught.value.code == "invalid_api_key"
@@ -272,7 +269,9 @@ def test_an_engine_that_dies_fails_those_who_wait_and_says_so() -> None:
                 say(client_of(base_url))
             assert caught.value.code == "engine_failed"
             assert "secret" not in caught.value.message
-        assert httpx.get(f"{base_url}/health").status_code == 503
+        health = httpx.get(f"{base_url}/health")
+        assert health.status_code == 503
+        assert "secret" not in health.text
 
 
 def test_an_engine_that_dies_on_the_way_ends_the_stream_with_an_error() -> None:

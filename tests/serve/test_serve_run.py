@@ -16,7 +16,7 @@ from moxin.model.decoder import Decoder
 from moxin.recipe import ModelConfig
 from serve.app import app
 from serve.interview import ask
-from serve.run import check_port, serving
+from serve.run import check_port, deploy, serving
 
 QUESTION = [{"role": "user", "content": "Who owns the dog?"}]
 FOREVER = {"max_tokens": 10**6, "extra_body": {"ignore_eos": True}, "stream": True}
@@ -33,6 +33,12 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> str:
     tiny_tokenizer().save(str(folder / "tokenizer"))
     huggingface.export(model, str(folder / "tokenizer"), str(folder / "release"), dtype="float32")
     return str(folder / "release")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def test_a_taken_port_is_told_with_the_way_out() -> None:
@@ -73,6 +79,8 @@ def base_url(ray_session: None, release: str) -> Iterator[str]:
         port = int(url.rpartition(":")[2])
         with pytest.raises(ValueError, match="is taken"):
             check_port("127.0.0.1", port)
+        with pytest.raises(ValueError, match="serves default already"):
+            deploy(release, free_port())
     with serving(release, port, **settings) as url:
         yield url
 
