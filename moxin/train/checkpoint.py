@@ -35,6 +35,10 @@ def name_of(step: int) -> str:
     return f"{PREFIX}{step:010d}"
 
 
+def step_of(name: str) -> int:
+    return int(name.removeprefix(PREFIX))
+
+
 def identity(job: FitJob) -> dict[str, Any]:
     """What decides the weights: everything in the job but how it is spread over workers and how often it is saved."""
     return {

@@ -84,10 +84,11 @@ def fit(job: FitJob, builder: Builder) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     session.start(max(os.cpu_count() or 1, 4, job.scaling.n_workers + 1))
     check_storage(url)
-    start = prepare(url, job)
+    name = prepare(url, job)
     console.say(
         f"  {job.name}: {batches.n_steps:,} steps of {batches.size(0):,} {job.unit}, {job.scaling.n_workers} workers, "
-        f"ZeRO-{job.scaling.zero_stage}, {job.scaling.precision}{f', from {start}' if start else ''}"
+        f"ZeRO-{job.scaling.zero_stage}, {job.scaling.precision}"
+        + (f", going on after step {checkpoint.step_of(name):,}" if name else "")
     )
     with progress.shown(storage.join(url, *worker.PROGRESS), job, batches), interruptible():
         run_trainer(job, url)
@@ -129,10 +130,11 @@ def check_storage(url: str) -> None:
 
 
 def prepare(url: str, job: FitJob) -> str:
-    """Removes all checkpoints but the newest whole one, and returns where training will go on: its name, the state, or "".
+    """Removes all checkpoints but the newest whole one, whose name it returns ("" for none).
 
-    Raises `ValueError` where that is another job's. Ray's own list of checkpoints is removed too: it is not written
-    atomically, and a killed driver or a full disk can leave one that Ray cannot read. What is there in full size decides.
+    Raises `ValueError` where that, or else the state to carry over, does not fit the job. Ray's own list of checkpoints is
+    removed too: it is not written atomically, and a killed driver or a full disk can leave one that Ray cannot read. What is
+    there in full size decides.
     """
     folder = storage.join(url, *worker.RUN)
     name, others = checkpoint.newest(folder)
@@ -145,7 +147,7 @@ def prepare(url: str, job: FitJob) -> str:
             console.warn(f"{job.name}: {other} is not complete; going on from {name or 'the beginning'}")
         storage.remove(storage.join(folder, other))
     storage.remove(storage.join(folder, "checkpoint_manager_snapshot.json"))
-    return name or job.state
+    return name
 
 
 def run_trainer(job: FitJob, url: str) -> None:
