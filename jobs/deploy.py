@@ -19,7 +19,8 @@ def work(task: job.Job) -> None:
     check_port(task.options.host, task.options.port)
     session.start()
     release = Run(task.recipe, task.run_url).artifact("release")
-    serve_forever(release.url, port=task.options.port, host=task.options.host)
+    name = f"moxin-{task.recipe.name}"
+    serve_forever(release.url, port=task.options.port, host=task.options.host, name=name)
 
 
 if __name__ == "__main__":

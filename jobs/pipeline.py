@@ -29,14 +29,13 @@ def work(task: job.Job) -> None:
 
         console.heading("▸ serve")
         questions = storage.read_jsonl(artifacts["world"].file("interview.jsonl"))
-        with serving(artifacts["release"].url, port=0) as base_url:
+        with serving(artifacts["release"].url, name=f"moxin-{task.recipe.name}") as base_url:
             console.say(f"  {base_url}/v1/chat/completions", style="dim")
             answers = ask(questions, base_url)
         for answer in answers:
             console.say(f"\n  Q  {answer['question']}", style="bold")
-            console.say(
-                f"  A  {answer['answer']}   {'✓' if answer['right'] else '✗ expected ' + answer['expected']}"
-            )
+            verdict = "✓" if answer["right"] else f"✗ expected {answer['expected']}"
+            console.say(f"  A  {' '.join(answer['answer'].split())}   {verdict}")
     page = report.write(
         task.run_url, task.recipe, artifacts, answers, time.monotonic() - started, memory.peak_bytes
     )
