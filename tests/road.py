@@ -17,6 +17,7 @@ class Walk:
 
     def __init__(self, run: Path, *options: str, job: str = "pipeline.py", log: Path | None = None) -> None:
         self.log = log or run.parent / f"{run.name}.log"
+        self.begins = self.log.stat().st_size if self.log.exists() else 0
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         command = [sys.executable, str(ROOT / "jobs" / job), "--recipe", "smoke", "--run", str(run), *options]
         with open(self.log, "a") as output:
@@ -51,8 +52,12 @@ class Walk:
         os.killpg(self.process.pid, signal.SIGINT)
         return self.wait()
 
+    def output(self) -> str:
+        """What this attempt has printed so far."""
+        return self.log.read_bytes()[self.begins :].decode()
+
     def tail(self) -> str:
-        return "\n".join(self.log.read_text().splitlines()[-60:])
+        return "\n".join(self.output().splitlines()[-60:])
 
 
 def finished(run: Path, stage: str) -> bool:
