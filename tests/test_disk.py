@@ -32,8 +32,11 @@ def resize(disk: Path, size: str) -> None:
 def test_a_full_disk_stops_the_run_with_a_message_and_more_room_lets_it_go_on(small_disk, tmp_path):
     run = small_disk / "run"
 
+    def start(job: str) -> Walk:
+        return Walk(run, "--set", "scaling.max_failures=0", job=job, log=tmp_path / "log.txt")
+
     def walk(job: str) -> tuple[int, str]:
-        attempt = Walk(run, job=job, log=tmp_path / "log.txt")
+        attempt = start(job)
         return attempt.wait(), attempt.tail()
 
     code, told = walk("curate.py")
@@ -53,9 +56,9 @@ def test_a_full_disk_stops_the_run_with_a_message_and_more_room_lets_it_go_on(sm
     assert "no space left" in told
 
     resize(small_disk, "500m")
-    code, told = walk("pretrain.py")
-    assert code == 0, told
-    assert finished(run, "pretrain-phase3")
+    attempt = start("pretrain.py")
+    attempt.until(lambda: finished(run, "pretrain-phase1"))
+    assert attempt.interrupt() == 130, attempt.tail()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
