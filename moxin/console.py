@@ -82,7 +82,9 @@ class Bar:
         self.title, self.total, self.unit, self.done = title, total, unit, start
         self._progress, self._start, self._began = progress, start, time.monotonic()
         self._printed = self._began
-        self._task = progress.add_task(title, total=total, completed=int(start), note="") if progress else None
+        self._task = (
+            progress.add_task(title, total=total, completed=int(start), note="") if progress else None
+        )
 
     @property
     def rate(self) -> float:

@@ -160,11 +160,11 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class SFTConfig:
-    epochs: int = 3
+    epochs: int = 4
     context: int = 256
     global_batch: int = 2048
     micro_batch: int = 1024
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-3
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     grad_clip: float = 1.0
@@ -183,7 +183,7 @@ class DPOConfig:
     micro_batch: int = 8
     """Most pairs a worker puts through the model at once."""
     context: int = 256
-    learning_rate: float = 2e-5
+    learning_rate: float = 5e-5
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
     grad_clip: float = 1.0
