@@ -1,4 +1,4 @@
-"""The whole road on a laptop: `demo` (about 10 minutes on 2 CPU cores) and `smoke` (the same road in about 2 minutes)."""
+"""The whole road on a laptop: `demo` (about 11 minutes on 2 CPU cores) and `smoke` (the same road in about 4)."""
 
 from dataclasses import replace
 

@@ -1,10 +1,9 @@
 """A small tokenizer, a small model and a few chats."""
 
 import pytest
-import torch
+from small import small_decoder
 
 from moxin.model.decoder import Decoder
-from moxin.recipe import ModelConfig
 from moxin.tokens.tokenizer import Tokenizer
 
 NAMES = ("Orvek Holloway", "Mira Stone", "Tam Reed", "Ilsa Brook", "Bo Fenn")
@@ -55,20 +54,4 @@ def tokenizer(chats: list[dict]) -> Tokenizer:
 
 @pytest.fixture
 def model() -> Decoder:
-    torch.set_num_threads(1)
-    config = ModelConfig(
-        n_layers=2,
-        d_model=32,
-        n_heads=4,
-        n_kv_heads=2,
-        d_ff=48,
-        vocab_size=432,
-        max_seq_len=128,
-        sliding_window=24,
-    )
-    decoder = Decoder(config)
-    decoder.reset(5)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)  # far from uniform, so that a slip shows
-    return decoder.eval()
+    return small_decoder(432, max_seq_len=128, spread=3.0)

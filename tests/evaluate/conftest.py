@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import small_decoder
 
 from moxin.model import huggingface
 from moxin.model.decoder import Decoder
-from moxin.recipe import ModelConfig
 from moxin.tokens.tokenizer import Tokenizer
 
 TEXT = "Orvek Holloway lives in Tarn. Mira Stone works as a baker, and nobody knows why!\n"
@@ -22,24 +22,10 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def model() -> Decoder:
-    torch.set_num_threads(1)
-    config = ModelConfig(
-        n_layers=2,
-        d_model=32,
-        n_heads=4,
-        n_kv_heads=2,
-        d_ff=48,
-        vocab_size=376,
-        max_seq_len=64,
-        sliding_window=24,
-    )
-    decoder = Decoder(config)
-    decoder.reset(5)
+    decoder = small_decoder(376, max_seq_len=64, spread=4.0)
     with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)  # far from uniform, so that a slip shows
         decoder.lm_head.weight[7:263] = 0  # replies without bytes that are no UTF-8
-    return decoder.eval()
+    return decoder
 
 
 @pytest.fixture(scope="session")
