@@ -77,6 +77,10 @@ def test_a_run_that_is_killed_and_interrupted_again_and_again_ends_the_same(undi
     walk.kill()
 
     walk = Walk(run)
+    walk.until(lambda: begun(run, "evaluate-phase1"))
+    walk.kill()
+
+    walk = Walk(run)
     walk.until(lambda: any(run.glob("pretrain-phase2-*/.scratch/**/checkpoint*")))
     walk.kill()
 
@@ -86,6 +90,10 @@ def test_a_run_that_is_killed_and_interrupted_again_and_again_ends_the_same(undi
 
     walk = Walk(run)
     walk.until(lambda: begun(run, "dpo"))
+    walk.kill()
+
+    walk = Walk(run)
+    walk.until(lambda: begun(run, "release"))
     walk.kill()
 
     walk = Walk(run)
