@@ -1,6 +1,7 @@
 # make demo    the whole road on this machine, from documents to a served chat model
 # make test    every test
 # make lint    ruff, mypy, the layer contracts, the cluster file
+# make bench-model  a training step against transformers: speed and memory
 # PYTHON names the Python (3.11 or newer) that .venv is made with.
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo smoke test lint format venv clean
+.PHONY: demo smoke test lint bench-model format venv clean
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --recipe demo
@@ -27,6 +28,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python cluster/check.py cluster/a100.yaml
+
+bench-model: $(READY)
+	$(BIN)/python benchmarks/model_step.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -98,24 +98,40 @@ def make(stage: Stage, run_url: str) -> Artifact:
     started = time.monotonic()
     stage.make(builder)
     storage.remove(storage.join(url, stage.scratch))
+    inputs = {role: {"name": item.name, "key": item.key} for role, item in stage.inputs.items()}
+    seconds = time.monotonic() - started
+    manifest = seal(url, stage.name, stage.key, stage.config, inputs, builder.counts, seconds)
+    return Artifact(stage.name, stage.key, url, manifest)
+
+
+def seal(
+    url: str,
+    name: str,
+    key: str,
+    config: Any,
+    inputs: Mapping[str, Mapping[str, str]],
+    counts: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """Writes the manifest of a folder whose files are all there, and returns it."""
     fs, path = storage.filesystem(url)
-    for name in storage.files_under(url):
-        if name.endswith(".partial"):  # left by a process that was killed while it wrote
-            storage.remove(storage.join(url, name))
-    names = storage.files_under(url)
+    for found in storage.files_under(url):
+        if found.endswith(".partial"):  # left by a process that was killed while it wrote
+            storage.remove(storage.join(url, found))
+    files = {
+        found: {"bytes": int(fs.size(f"{path}/{found}")), "sha256": storage.sha256(storage.join(url, found))}
+        for found in storage.files_under(url)
+    }
     manifest = {
-        "stage": stage.name,
-        "key": stage.key,
-        "config": to_jsonable(stage.config),
-        "inputs": {role: {"name": item.name, "key": item.key} for role, item in stage.inputs.items()},
-        "counts": to_jsonable(builder.counts),
-        "files": {
-            name: {"bytes": int(fs.size(f"{path}/{name}")), "sha256": storage.sha256(storage.join(url, name))}
-            for name in names
-        },
+        "stage": name,
+        "key": key,
+        "config": to_jsonable(config),
+        "inputs": inputs,
+        "counts": to_jsonable(counts),
+        "files": files,
         "moxin": __version__,
-        "seconds": round(time.monotonic() - started, 3),
+        "seconds": round(seconds, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     storage.write_json(storage.join(url, MANIFEST), manifest)
-    return Artifact(stage.name, stage.key, url, manifest)
+    return manifest

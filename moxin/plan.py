@@ -9,13 +9,42 @@ from moxin.recipe import ModelConfig, Recipe
 
 def parameters(model: ModelConfig) -> dict[str, int]:
     """Parameter counts of the decoder by part."""
-    kv = model.n_kv_heads * model.head_dim
-    attention = model.d_model * (2 * model.d_model + 2 * kv)
-    mlp = 3 * model.d_model * model.d_ff
-    norms = (2 * model.n_layers + 1) * model.d_model
+    q, kv = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
+    attention = model.d_model * (q + 2 * kv) + q * model.d_model
+    mlp = (3 if model.activation == "swiglu" else 2) * model.d_model * model.d_ff
+    norms = (2 * model.n_layers + 1) * model.d_model + (model.n_layers * (q + kv) if model.qk_norm else 0)
+    positions = model.max_seq_len * model.d_model if model.position == "learned" else 0
     embeddings = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
-    body = model.n_layers * (attention + mlp) + norms
+    body = model.n_layers * (attention + mlp) + norms + positions
     return {"body": body, "embeddings": embeddings, "total": body + embeddings}
+
+
+def model_rows(model: ModelConfig) -> list[tuple[str, str, str]]:
+    """What follows from a model's shape: quantity, value, formula."""
+    count = parameters(model)
+    kv_bytes = 4 * model.n_layers * model.n_kv_heads * model.head_dim
+    feed_forward = "SwiGLU" if model.activation == "swiglu" else "GELU"
+    window = model.widest_window
+    rows = [
+        (
+            "parameters outside embeddings",
+            f"{count['body']:,}",
+            f"layers × (attention + {feed_forward}) + norms",
+        ),
+        (
+            "parameters",
+            f"{count['total']:,}",
+            "the above + vocabulary × width" + (" × 2" if not model.tie_embeddings else ""),
+        ),
+        ("head size", f"{model.head_dim}", "d_model / n_heads"),
+        ("KV cache per token", f"{kv_bytes:,} B", "2 × layers × kv heads × head size × 2 bytes (bf16)"),
+    ]
+    if window is not None and window < model.max_seq_len:
+        kept = f"{kv_bytes * window / 2**20:,.1f} of {kv_bytes * model.max_seq_len / 2**20:,.1f} MiB"
+        rows.append(
+            (f"KV cache at {model.max_seq_len:,} tokens", kept, f"the last {window:,} tokens are kept")
+        )
+    return rows
 
 
 def training_bytes(total: int, n_workers: int, zero_stage: int, precision: str) -> int:
@@ -37,18 +66,7 @@ def rows(recipe: Recipe) -> list[tuple[str, str, str]]:
     count = parameters(model)
     tokens = sum(phase.tokens for phase in pretrain.phases)
     derived = [
-        ("parameters outside embeddings", f"{count['body']:,}", "layers × (attention + SwiGLU) + norms"),
-        (
-            "parameters",
-            f"{count['total']:,}",
-            "the above + vocabulary × width" + (" × 2" if not model.tie_embeddings else ""),
-        ),
-        ("head size", f"{model.head_dim}", "d_model / n_heads"),
-        (
-            "KV cache per token",
-            f"{4 * model.n_layers * model.n_kv_heads * model.head_dim:,} B",
-            "2 × layers × kv heads × head size × 2 bytes (bf16)",
-        ),
+        *model_rows(model),
         ("pretraining tokens", f"{tokens:,}", "sum over phases"),
         ("tokens per parameter", f"{tokens / count['total']:.2f}", "Chinchilla: about 20"),
     ]

@@ -15,7 +15,11 @@ def test_a_light_room_loads_neither_ray_nor_deepspeed(package):
 import importlib, pkgutil, sys
 package = importlib.import_module({package!r})
 for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-    importlib.import_module({package!r} + "." + module.name)
+    try:
+        importlib.import_module({package!r} + "." + module.name)
+    except ModuleNotFoundError as error:  # kernels for a GPU, on a machine that has none
+        if error.name != "triton":
+            raise
 assert not {{"ray", "deepspeed"}} & set(sys.modules), "a heavy package was imported"
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)

@@ -13,7 +13,7 @@ from moxin.recipe import ModelConfig
 
 class RollingCache:
     """Keys and values of `n_rows` sequences. The token at position p lies in entry p mod R of its row, where R is the
-    sliding window, or `max_len` where the model has none or is never asked to go beyond it.
+    widest window of any layer, or `max_len` where a layer has none or is never asked to go beyond it.
 
     Memory: 2 x n_layers x n_rows x (R + 1) x n_kv_heads x head_dim numbers; entry 0 of the tensors takes padding.
     """
@@ -26,7 +26,7 @@ class RollingCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.window = config.sliding_window
+        self.window = config.widest_window
         self.size = min(max_len, self.window or max_len)
         shape = (config.n_layers, n_rows, 1 + self.size, config.n_kv_heads, config.head_dim)
         dtype = matmul_dtype(dtype, torch.device(device))

@@ -51,14 +51,18 @@ class _Running:
 
 class Engine:
     """Requests in, events out. `max_len` bounds prompt and answer together, in tokens (`max_seq_len` by default);
-    `decode` is needed for stop strings only."""
+    `decode` is needed for stop strings only. Raises `ValueError` for a `max_len` beyond learned positions."""
 
     def __init__(
         self, model: Decoder, *, max_batch: int = 8, max_len: int | None = None, decode: Decode | None = None
     ) -> None:
-        weight = model.model.embed_tokens.weight
+        weight = model.embedding.weight
         self.model, self.decode, self.device = model.eval(), decode, weight.device
         self.max_len = max_len or model.config.max_seq_len
+        if model.config.position == "learned" and self.max_len > model.config.max_seq_len:
+            raise ValueError(
+                f"max_len = {self.max_len} exceeds model.max_seq_len = {model.config.max_seq_len}: learned positions end"
+            )
         self.cache = RollingCache(model.config, max_batch, self.max_len, weight.dtype, weight.device)
         self.waiting: deque[Request] = deque()
         self.running: list[_Running] = []
@@ -124,7 +128,7 @@ class Engine:
             device=self.device,
         )
         cache = self.cache.rows([state.row for state in group])
-        x_BTE = self.model.model(tokens_BT, cache=cache, positions_BT=positions_BT)
+        x_BTE = self.model.hidden(tokens_BT, cache=cache, positions_BT=positions_BT)
         for state, chunk in zip(group, chunks, strict=True):
             state.n_cached += len(chunk)
         ends = [b for b, state in enumerate(group) if state.n_waiting == 0]
@@ -132,7 +136,7 @@ class Engine:
             return []
         # Logits are made for the last token of a prompt only.
         x_BE = x_BTE[ends, [len(chunks[b]) - 1 for b in ends]]
-        logits_BV = self.model.lm_head(x_BE)
+        logits_BV = self.model.head(x_BE)
         return [self._next(group[b], logits_V) for b, logits_V in zip(ends, logits_BV, strict=True)]
 
     def _next(self, state: _Running, logits_V: Tensor) -> Event:

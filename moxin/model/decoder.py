@@ -1,23 +1,29 @@
-"""The decoder of the Mistral family (arXiv 2310.06825): RMSNorm, RoPE, grouped-query and sliding-window attention, SwiGLU.
+"""One decoder for both families: Mistral and Moxin (arXiv 2310.06825, 2412.06845), MPT (github.com/mosaicml/llm-foundry).
 
 Letters of tensor names: B rows of the batch, T tokens, E the model's width (`d_model`), H query heads, K key/value heads,
-D the head's width, V vocabulary, N = B x T. Parameters have the names of `MistralForCausalLM`, so a checkpoint is one.
+X = H + 2K all heads, D a head's width, F the feed-forward width, V vocabulary.
+
+A block reads `x + delta`, the residual stream and what the block before adds to it, and leaves the same pair: so every sum
+is made inside the norm that reads it. Queries, keys and values are one projection, gate and up another; the checkpoint
+layouts (`moxin.model.layouts`) cut and join them.
 
 Parameters may be bfloat16 or float32. Products run in `matmul_dtype` of that; norms, rotations, softmax and loss in float32.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from kernels.alibi import alibi_slopes
 from kernels.attention import Mask, attention
-from kernels.cross_entropy import linear_cross_entropy
-from kernels.norm import rms_norm
+from kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_sum
+from kernels.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from kernels.precision import matmul_dtype
-from kernels.rope import Rotation, apply_rope, rotation
-from kernels.swiglu import swiglu
+from kernels.rope import Rotation, rope_, rotation
+from kernels.swiglu import gelu, swiglu
 from moxin.recipe import ModelConfig
 
 
@@ -25,7 +31,7 @@ class Cache(Protocol):
     """Keys and values of earlier tokens (`moxin.infer.cache`)."""
 
     def begin(self, positions_BT: Tensor) -> Mask:
-        """Called once per forward pass with the positions of its tokens, -1 for padding; what each of them sees."""
+        """Called once per forward pass with the positions of its tokens, -1 for padding; what each of them could see."""
 
     def update(self, layer: int, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
         """Keeps a layer's new keys and values; returns those to attend to, in the order of the mask."""
@@ -42,123 +48,147 @@ class Linear(nn.Module):
         return F.linear(x, self.weight.to(x.dtype))
 
 
-class Head(Linear):
-    """The output projection: logits, or with targets each token's loss without the logits."""
+class Head(nn.Module):
+    """The output projection: logits, or with targets the loss without the logits."""
 
-    def forward(self, x_BTE: Tensor, targets_BT: Tensor | None = None) -> Tensor:
+    def __init__(self, d: int, n_rows: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_rows, d))
+
+    def forward(
+        self, x_BTE: Tensor, targets_BT: Tensor | None = None, reduction: str = "none", z_loss: float = 0.0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        device = x_BTE.device.type
+        if torch.is_autocast_enabled(device):
+            x_BTE = x_BTE.to(torch.get_autocast_dtype(device))
         weight_VE = self.weight.to(x_BTE.dtype)
         if targets_BT is None:
             return F.linear(x_BTE, weight_VE)
-        return linear_cross_entropy(x_BTE.flatten(0, 1), weight_VE, targets_BT.flatten()).view_as(targets_BT)
+        x_NE, targets_N = x_BTE.flatten(0, 1), targets_BT.flatten()
+        if reduction == "sum":
+            return linear_cross_entropy_sum(x_NE, weight_VE, targets_N, z_loss)
+        return linear_cross_entropy(x_NE, weight_VE, targets_N).view_as(targets_BT)
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, d: int, eps: float) -> None:
+class Norm(nn.Module):
+    def __init__(self, config: ModelConfig, d: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d))
-        self.eps = eps
+        self.eps = config.norm_eps
+        self.alone, self.after_sum = (
+            (rms_norm, add_rms_norm) if config.norm == "rms" else (layer_norm, add_layer_norm)
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The norm of `x + delta`, and that sum."""
+        if delta is None:
+            return self.alone(x, self.weight, self.eps), x
+        # Under autocast a block's answer is narrower than the stream that it is added to.
+        return self.after_sum(x, delta.to(x.dtype), self.weight, self.eps)
 
 
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        self.q_proj = Linear(config.d_model, config.n_heads * config.head_dim)
-        self.k_proj = Linear(config.d_model, config.n_kv_heads * config.head_dim)
-        self.v_proj = Linear(config.d_model, config.n_kv_heads * config.head_dim)
-        self.o_proj = Linear(config.n_heads * config.head_dim, config.d_model)
+        self.config, self.layer = config, layer
+        self.split = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
+        self.qkv = Linear(config.d_model, sum(self.split) * config.head_dim)
+        self.out = Linear(config.d_model, config.d_model)
+        if config.qk_norm:
+            self.q_norm = Norm(config, config.n_heads * config.head_dim)
+            self.k_norm = Norm(config, config.n_kv_heads * config.head_dim)
 
-    def forward(self, x_BTE: Tensor, by: Rotation, mask: Mask, cache: Cache | None) -> Tensor:
-        heads = (self.q_proj(x_BTE), self.k_proj(x_BTE), self.v_proj(x_BTE))
-        q_BTHD, k_BTKD, v_BTKD = (x.unflatten(-1, (-1, self.head_dim)) for x in heads)
-        q_BTHD, k_BTKD = apply_rope(q_BTHD, by), apply_rope(k_BTKD, by)
+    def forward(
+        self, x_BTE: Tensor, mask: Mask, by: Rotation | None, slopes_H: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        config, (n_q, n_kv, _) = self.config, self.split
+        qkv = self.qkv(x_BTE)
+        if config.clip_qkv is not None:
+            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
+        if config.qk_norm:
+            q, k, v = qkv.split([n * config.head_dim for n in self.split], -1)
+            qkv = torch.cat([self.q_norm(q)[0], self.k_norm(k)[0], v], -1)
+        # Not `unflatten`: autograd copies the gradient of a view that is changed in place, twice.
+        qkv_BTXD = torch.ops.aten._unsafe_view(qkv, [*qkv.shape[:2], sum(self.split), config.head_dim])
+        if by is not None:
+            qkv_BTXD = rope_(qkv_BTXD, by, n_q + n_kv)
+        q_BTHD, k_BTKD, v_BTKD = qkv_BTXD.split(self.split, 2)
         if cache is not None:
             k_BTKD, v_BTKD = cache.update(self.layer, k_BTKD, v_BTKD)
-        return self.o_proj(attention(q_BTHD, k_BTKD, v_BTKD, mask).flatten(2))
+        return self.out(attention(q_BTHD, k_BTKD, v_BTKD, mask, alibi_slopes_H=slopes_H).flatten(2))
 
 
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.d_model, config.d_ff)
-        self.up_proj = Linear(config.d_model, config.d_ff)
-        self.down_proj = Linear(config.d_ff, config.d_model)
+        self.activation = swiglu if config.activation == "swiglu" else gelu
+        self.up = Linear(config.d_model, config.d_ff * (2 if config.activation == "swiglu" else 1))
+        self.down = Linear(config.d_ff, config.d_model)
 
     def forward(self, x_BTE: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x_BTE), self.up_proj(x_BTE)))
+        return self.down(self.activation(self.up(x_BTE)))
 
 
 class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.attention_norm = Norm(config, config.d_model)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = Norm(config, config.d_model)
         self.mlp = MLP(config)
-
-    def forward(self, x_BTE: Tensor, by: Rotation, mask: Mask, cache: Cache | None) -> Tensor:
-        x_BTE = x_BTE + self.self_attn(self.input_layernorm(x_BTE), by, mask, cache)
-        return x_BTE + self.mlp(self.post_attention_layernorm(x_BTE))
-
-
-class Embedding(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
-
-    def forward(self, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
-        # Widened before the look-up, so that the gradients of a frequent token are summed in the wider type.
-        return F.embedding(tokens_BT, self.weight.to(dtype))
-
-
-class Body(nn.Module):
-    """Embedding, blocks and last norm: what `transformers` calls `MistralModel`."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embed_tokens = Embedding(config)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
 
     def forward(
         self,
-        tokens_BT: Tensor,
-        segments_BT: Tensor | None = None,
-        cache: Cache | None = None,
-        positions_BT: Tensor | None = None,
-    ) -> Tensor:
-        if cache is not None:
-            if positions_BT is None or segments_BT is not None:
-                raise ValueError("a cache needs positions_BT and takes no segments_BT: one document per row")
-            mask = cache.begin(positions_BT)
-        else:
-            mask = Mask.packed(tokens_BT.shape[1], tokens_BT.device, self.config.sliding_window, segments_BT)
-            if positions_BT is None:
-                positions_BT = mask.q_index_BT if segments_BT is None else positions_in_segments(segments_BT)
-        by = rotation(positions_BT, self.config.head_dim, self.config.rope_theta)
-        x_BTE = self.embed_tokens(tokens_BT, matmul_dtype(self.embed_tokens.weight.dtype, tokens_BT.device))
-        for block in self.layers:
-            x_BTE = block(x_BTE, by, mask, cache)
-        return self.norm(x_BTE)
+        x_BTE: Tensor,
+        delta_BTE: Tensor | None,
+        mask: Mask,
+        by: Rotation | None,
+        slopes_H: Tensor | None,
+        cache: Cache | None,
+    ) -> tuple[Tensor, Tensor]:
+        h_BTE, x_BTE = self.attention_norm(x_BTE, delta_BTE)
+        h_BTE, x_BTE = self.mlp_norm(x_BTE, self.attention(h_BTE, mask, by, slopes_H, cache))
+        return x_BTE, self.mlp(h_BTE)
+
+
+class Embedding(nn.Module):
+    def __init__(self, n_rows: int, d: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_rows, d))
+
+    def forward(self, ids: Tensor, dtype: torch.dtype, setting: str) -> Tensor:
+        if ids.device.type == "cpu" and ids.numel():  # elsewhere a look would wait for the device
+            low, high = (int(bound) for bound in ids.aminmax())
+            if low < 0 or high >= len(self.weight):
+                raise ValueError(
+                    f"ids from {low} to {high} where model.{setting} = {len(self.weight)}: they must lie in 0 to "
+                    f"{len(self.weight) - 1}"
+                )
+        # Widened before the look-up, so that the gradients of a frequent token are summed in the wider type.
+        return F.embedding(ids, self.weight.to(dtype))
 
 
 class Decoder(nn.Module):
-    """A causal language model; initialised with seed 0 unless it is built on the meta device."""
+    """A causal language model, initialised with `seed`; with None, or on the meta device, its weights hold nothing yet.
 
-    def __init__(self, config: ModelConfig) -> None:
+    `recompute` keeps no activations inside a block and computes them again on the way back: about a third more arithmetic
+    for memory of two tensors [B, T, E] a block.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int | None = 0, recompute: bool = False) -> None:
         super().__init__()
         config.validate()
-        self.config = config
-        self.model = Body(config)
-        self.lm_head = Head(config.d_model, config.vocab_size)
+        self.config, self.recompute = config, recompute
+        self.embedding = Embedding(config.vocab_size, config.d_model)
+        if config.position == "learned":
+            self.position = Embedding(config.max_seq_len, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = Norm(config, config.d_model)
+        self.head = Head(config.d_model, config.vocab_size)
         if config.tie_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
-        if not self.lm_head.weight.is_meta:
-            self.reset(0)
+            self.head.weight = self.embedding.weight
+        if seed is not None and not self.head.weight.is_meta:
+            self.reset(seed)
 
     def forward(
         self,
@@ -167,33 +197,95 @@ class Decoder(nn.Module):
         targets_BT: Tensor | None = None,
         cache: Cache | None = None,
         positions_BT: Tensor | None = None,
-    ) -> Tensor:
+        reduction: Literal["none", "sum"] = "none",
+        z_loss: float = 0.0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits [B, T, V]; with `targets_BT` each token's negative log-likelihood in nats, float32, 0 where it is -100.
 
         `tokens_BT` and `targets_BT` are int64. `segments_BT` numbers the documents packed into a row: attention never
         crosses from one to another, and positions start again at 0. With a `cache` the row goes on where the cache ends:
-        `positions_BT` says where that is, -1 marks padding. Raises `ValueError` for a cache together with segments.
+        `positions_BT` says where that is, -1 marks padding. `reduction="sum"` gives two scalars and is a quarter cheaper at
+        the output projection: the loss with `z_loss` times log²(Z) added, to differentiate, and without, to report.
+
+        Raises `ValueError` for a cache together with segments, ids outside the vocabulary (on a CPU), or a position beyond
+        the table of learned ones.
         """
-        return self.lm_head(self.model(tokens_BT, segments_BT, cache, positions_BT), targets_BT)
+        return self.head(
+            self.hidden(tokens_BT, segments_BT, cache, positions_BT), targets_BT, reduction, z_loss
+        )
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        segments_BT: Tensor | None = None,
+        cache: Cache | None = None,
+        positions_BT: Tensor | None = None,
+    ) -> Tensor:
+        """What the output projection reads, [B, T, E]; arguments as of `forward`."""
+        config, longest = self.config, None
+        if cache is not None:
+            if positions_BT is None or segments_BT is not None:
+                raise ValueError("a cache needs positions_BT and takes no segments_BT: one document per row")
+            widest = cache.begin(positions_BT)
+        else:
+            widest = Mask.packed(tokens_BT.shape[1], tokens_BT.device, None, segments_BT)
+            if positions_BT is None:
+                longest = tokens_BT.shape[1]
+                positions_BT = (
+                    widest.q_index_BT if segments_BT is None else positions_in_segments(segments_BT)
+                )
+        masks = {window: widest.within(window) for window in set(config.windows)}
+        x_BTE = self.embedding(
+            tokens_BT, matmul_dtype(self.embedding.weight.dtype, tokens_BT.device), "vocab_size"
+        )
+        by = slopes_H = None
+        if config.position == "rope":
+            by = rotation(positions_BT, config.head_dim, config.rope_theta, longest)
+        elif config.position == "alibi":
+            slopes_H = alibi_slopes(config.n_heads, config.alibi_bias_max, tokens_BT.device)
+        elif config.position == "learned":
+            if longest is not None and segments_BT is None and longest > config.max_seq_len:
+                raise ValueError(
+                    f"rows of {longest} tokens where model.max_seq_len = {config.max_seq_len}: learned positions end there"
+                )
+            x_BTE = x_BTE + self.position(positions_BT.clamp(min=0), x_BTE.dtype, "max_seq_len")
+        delta_BTE = None
+        for block, window in zip(self.blocks, config.windows, strict=True):
+            arguments = (x_BTE, delta_BTE, masks[window], by, slopes_H, cache)
+            if self.recompute and torch.is_grad_enabled():
+                x_BTE, delta_BTE = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x_BTE, delta_BTE = block(*arguments)
+        return self.norm(x_BTE, delta_BTE)[0]
 
     @torch.no_grad()
     def reset(self, seed: int) -> None:
-        """Mistral's initialisation: matrices normal(0, `init_std`), norms 1; the same numbers on every device and type."""
+        """Fresh weights as `config.init` says, norms 1; the same numbers on every device and type."""
         generator = torch.Generator().manual_seed(seed)
-        for parameter in self.parameters():
+        config = self.config
+        for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0)
-            else:
-                values = torch.empty(parameter.shape, dtype=torch.float32)
-                parameter.copy_(values.normal_(0.0, self.config.init_std, generator=generator))
+                continue
+            std = init_std_of(config, name, parameter.shape[1])
+            values = torch.empty(parameter.shape, dtype=torch.float32)
+            parameter.copy_(values.normal_(0.0, std, generator=generator))
 
     def n_parameters(self, embeddings: bool = True) -> int:
         """Parameters in all, or without the embedding and the output projection; shared ones count once."""
         total = sum(parameter.numel() for parameter in self.parameters())
         if embeddings:
             return total
-        tables = {id(table): table.numel() for table in (self.model.embed_tokens.weight, self.lm_head.weight)}
+        tables = {id(table): table.numel() for table in (self.embedding.weight, self.head.weight)}
         return total - sum(tables.values())
+
+
+def init_std_of(config: ModelConfig, name: str, fan_in: int) -> float:
+    """Standard deviation that the matrix `name` starts with."""
+    if config.init == "normal":
+        return config.init_std
+    residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+    return (2 / fan_in / (2 * config.n_layers if residual else 1)) ** 0.5
 
 
 def positions_in_segments(segments_BT: Tensor) -> Tensor:

@@ -5,10 +5,8 @@ from typing import Any
 
 from moxin import storage
 from moxin.model import checkpoint
-from moxin.model.checkpoint import from_hf_config, to_hf_config
 from moxin.model.decoder import Decoder
-
-__all__ = ["export", "from_hf_config", "special_token_ids", "to_hf_config"]
+from moxin.model.layouts import to_hf_config, transformers_refuses
 
 END_OF_TURN = "<|end|>"
 """Ends a chat turn; generation stops there as well as at the end of a text."""
@@ -22,7 +20,12 @@ def export(
     dtype: str = "bfloat16",
 ) -> None:
     """Writes what `AutoModelForCausalLM` and `AutoTokenizer` load: `config.json`, `*.safetensors`, `generation_config.json`
-    and every file of the tokenizer's folder (`tokenizer.json`, `tokenizer_config.json` with the chat template)."""
+    and every file of the tokenizer's folder (`tokenizer.json`, `tokenizer_config.json` with the chat template).
+
+    Raises `ValueError` for a model that no class of transformers computes.
+    """
+    if why := transformers_refuses(model.config):
+        raise ValueError(f"{out_url}: {why}")
     for name in storage.files_under(tokenizer_url):
         storage.write_bytes(
             storage.join(out_url, name), storage.read_bytes(storage.join(tokenizer_url, name))

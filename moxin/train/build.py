@@ -9,9 +9,7 @@ from moxin.train.job import FitJob
 def build(job: FitJob) -> Decoder:
     """The decoder with the weights of `job.initial`, or fresh ones. Raises `ValueError` where that is another model."""
     if not job.initial:
-        module = Decoder(job.model)
-        module.reset(job.seed)
-        return module
+        return Decoder(job.model, job.seed)
     module = checkpoint.load(job.initial)
     if module.config != job.model:
         there, here = to_jsonable(module.config), to_jsonable(job.model)

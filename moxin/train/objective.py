@@ -15,8 +15,10 @@ def next_token(module: nn.Module, micro: Mapping[str, Tensor]) -> tuple[Tensor, 
 
     `tokens` and `targets` are int64[B, T], `segments` int32[B, T]; targets of -100 are left out.
     """
-    nll_BT = module(micro["tokens"], segments_BT=micro["segments"], targets_BT=micro["targets"])
-    return nll_BT.sum(), (micro["targets"] != IGNORE).sum()
+    total, _ = module(
+        micro["tokens"], segments_BT=micro["segments"], targets_BT=micro["targets"], reduction="sum"
+    )
+    return total, (micro["targets"] != IGNORE).sum()
 
 
 def count_targets(micro: Mapping[str, np.ndarray]) -> int:

@@ -24,7 +24,7 @@ def tokenizer() -> Tokenizer:
 def model() -> Decoder:
     decoder = small_decoder(376, max_seq_len=64, spread=4.0)
     with torch.no_grad():
-        decoder.lm_head.weight[7:263] = 0  # replies without bytes that are no UTF-8
+        decoder.head.weight[7:263] = 0  # replies without bytes that are no UTF-8
     return decoder
 
 

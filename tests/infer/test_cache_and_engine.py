@@ -4,14 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from small import as_transformers
 
 from moxin.infer import engine as engine_module
 from moxin.infer.cache import RollingCache
 from moxin.infer.engine import Engine, Event, Request
 from moxin.infer.generate import generate
 from moxin.infer.sampling import SamplingParams
-from moxin.model.checkpoint import to_hf_config
 from moxin.model.decoder import Decoder
 from moxin.recipe import ModelConfig
 
@@ -19,6 +18,33 @@ V = 97
 CONFIG = ModelConfig(
     n_layers=2, d_model=48, n_heads=6, n_kv_heads=2, d_ff=80, vocab_size=V, max_seq_len=96, sliding_window=8
 )
+MPT = dataclasses.replace(
+    CONFIG,
+    n_kv_heads=6,
+    d_ff=192,
+    sliding_window=None,
+    norm="layer",
+    activation="gelu",
+    position="alibi",
+    tie_embeddings=True,
+)
+MODELS = {
+    "mistral": dataclasses.replace(CONFIG, sliding_window=None),
+    "mistral, window": CONFIG,
+    "mpt": MPT,
+    "mpt, clipped": dataclasses.replace(MPT, clip_qkv=1.0),
+}
+OURS = {
+    "windows by layer": dataclasses.replace(CONFIG, sliding_window=None, layer_windows=(3, 8)),
+    "windows by layer, one full": dataclasses.replace(
+        CONFIG, n_layers=3, sliding_window=None, layer_windows=(4, 0)
+    ),
+    "alibi, window, grouped": dataclasses.replace(MPT, n_kv_heads=2, sliding_window=8),
+    "qk_norm": dataclasses.replace(CONFIG, qk_norm=True),
+    "learned positions": dataclasses.replace(CONFIG, position="learned"),
+    "no positions": dataclasses.replace(CONFIG, position="none"),
+}
+"""What transformers has no class for."""
 PROMPTS = [[5], [1, 2, 3], list(range(7)), list(range(8)), list(range(9)), [(7 * i) % V for i in range(40)]]
 """Shorter than the window of 8, at its border, and much longer."""
 
@@ -30,8 +56,8 @@ class Letters:
         return "".join(chr(32 + token) for token in ids)
 
 
-def decoder(window: int | None = 8) -> Decoder:
-    model = Decoder(dataclasses.replace(CONFIG, sliding_window=window)).eval()
+def decoder(config: ModelConfig = CONFIG) -> Decoder:
+    model = Decoder(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -60,33 +86,48 @@ def answers(model: Decoder, requests: list[Request], max_batch: int = 4) -> dict
 
 
 @pytest.mark.parametrize("chunk", [3, 256])
-@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("name", [*MODELS, *OURS])
 def test_greedy_is_uncached_and_transformers_to_the_token(
-    window: int | None, chunk: int, monkeypatch: pytest.MonkeyPatch
+    name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ragged prompts in a batch smaller than their number, over the window's border, prompts read in chunks."""
     monkeypatch.setattr(engine_module, "PREFILL_CHUNK", chunk)
-    model = decoder(window)
-    theirs = MistralForCausalLM(MistralConfig(**to_hf_config(model.config))).eval()
-    theirs.load_state_dict(model.state_dict())
+    model = decoder({**MODELS, **OURS}[name])
     completions = generate(model, Letters(), PROMPTS, SamplingParams(max_tokens=20), max_batch=4)
     assert len({tuple(completion.tokens) for completion in completions}) == len(PROMPTS)
+    theirs = as_transformers(model) if name in MODELS else None
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         assert completion.tokens == uncached(model, prompt, 20)
-        ids = torch.tensor([prompt])
-        options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-        hf = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        assert completion.tokens == hf[0, len(prompt) :].tolist()
         assert completion.finish_reason == "length"
         assert completion.text == Letters().decode(completion.tokens)
+        if theirs is not None:
+            ids = torch.tensor([prompt])
+            options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+            hf = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)
+            assert completion.tokens == hf[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        (CONFIG, 8),
+        (MPT, 96),
+        (OURS["windows by layer"], 8),
+        (OURS["windows by layer, one full"], 96),
+        (OURS["alibi, window, grouped"], 8),
+    ],
+)
+def test_the_cache_is_as_long_as_the_widest_window(config: ModelConfig, size: int) -> None:
+    cache = RollingCache(config, 3, 96)
+    assert cache.k.shape == (config.n_layers, 3, 1 + size, config.n_kv_heads, 8)
 
 
 @pytest.mark.parametrize("sizes", [(40,), (1,) * 40, (5, 20, 1, 14), (8, 8, 9, 15), (7, 1, 32)])
-def test_logits_do_not_depend_on_how_the_prompt_is_cut(sizes: tuple[int, ...]) -> None:
-    model = decoder()
+@pytest.mark.parametrize("name", ["mistral, window", "mpt", "windows by layer", "alibi, window, grouped"])
+def test_logits_do_not_depend_on_how_the_prompt_is_cut(name: str, sizes: tuple[int, ...]) -> None:
+    model = decoder({**MODELS, **OURS}[name])
     tokens = torch.tensor([PROMPTS[-1], PROMPTS[-1][::-1]])
     cache = RollingCache(model.config, 3, 96)
-    assert cache.k.shape == (2, 3, 1 + 8, 2, 8)  # bounded by the window, not by max_len
     parts, start = [], 0
     with torch.no_grad():
         for size in sizes:
@@ -163,6 +204,9 @@ def test_stop_ids_stop_strings_and_the_end_of_the_context() -> None:
 
 
 def test_what_cannot_be_answered_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_len = 97 exceeds model\.max_seq_len = 96: learned"):
+        Engine(decoder(OURS["learned positions"]), max_len=97)
+    Engine(decoder(), max_len=200)
     engine = Engine(decoder(), max_batch=1)
     for tokens, params, message in [
         ([], SamplingParams(), "the prompt has 0 tokens"),

@@ -43,7 +43,7 @@ def release(tmp_path_factory):
     model = Decoder(config)
     model.reset(3)
     with torch.no_grad():
-        model.lm_head.weight.mul_(8)
+        model.head.weight.mul_(8)
     checkpoint.save(model, config, str(folder / "dpo" / "model"))
     Tokenizer.train(TEXTS * 3, 300).save(str(folder / "tokenize" / "tokenizer"))
     sources = ("tinyworld", "code")
@@ -131,7 +131,7 @@ def test_a_different_weight_or_tokenizer_is_noticed(release):
     changed = Decoder(model.config)
     changed.load_state_dict(model.state_dict())
     with torch.no_grad():
-        changed.model.norm.weight[0] += 0.01
+        changed.norm.weight[0] += 0.01
     with pytest.raises(RuntimeError, match="logits differ from ours by"):
         export.verify(folder, changed, tokenizer, TEXTS, chats)
     other = Tokenizer.train(["Where? There! " * 9], 300)

@@ -1,0 +1,118 @@
+"""The command `moxin`: what is done to models outside of a run.
+
+moxin model show moxin_7b                      # or a folder: shape, parameters by part, memory
+moxin model convert SOURCE TARGET --dtype bfloat16 --max-shard 5GB
+moxin model expand SOURCE TARGET --layers 36 --how zero
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+from moxin import __version__, console, job
+from moxin.config import nearest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 failed, 2 a mistake in the command or the data."""
+    options = _parser().parse_args(argv)
+    try:
+        options.work(options)
+    except KeyboardInterrupt:
+        console.warn("interrupted")
+        return job.INTERRUPTED
+    except Exception as error:
+        return job.report_failure(error)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "moxin",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"moxin {__version__}")
+    areas = parser.add_subparsers(required=True, metavar="AREA")
+    model = areas.add_parser("model", help="show, convert or deepen a model folder")
+    commands = model.add_subparsers(required=True, metavar="COMMAND")
+
+    show = commands.add_parser(
+        "show", help="shape, parameters and memory of a preset or a folder", allow_abbrev=False
+    )
+    show.add_argument("model", help="a preset's name, or a model folder (local or s3://)")
+    show.set_defaults(work=_show)
+
+    convert = commands.add_parser(
+        "convert", help="write a model folder anew in another type or other shards", allow_abbrev=False
+    )
+    expand = commands.add_parser("expand", help="write a deeper model", allow_abbrev=False)
+    for command, work in ((convert, _convert), (expand, _expand)):
+        command.add_argument("source", help="a model folder in Hugging Face's format")
+        command.add_argument("target", help="the folder to write; must not exist")
+        command.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+        command.add_argument(
+            "--max-shard", default="5GB", type=_size, metavar="SIZE", help="largest file, e.g. 500MB (5GB)"
+        )
+        command.set_defaults(work=work)
+    expand.add_argument("--layers", required=True, type=int, help="layers of the deeper model")
+    expand.add_argument(
+        "--how",
+        default="zero",
+        choices=("zero", "copy", "random"),
+        help="added layers: copies that add nothing yet (zero), plain copies, or fresh ones (default: zero)",
+    )
+    expand.add_argument("--seed", default=0, type=int, help="of fresh layers (0)")
+    return parser
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB or 5GB")
+    return int(float(match[1]) * 1000 ** " KMG".index(match[2].upper() or " "))
+
+
+def _show(options: argparse.Namespace) -> None:
+    from moxin import plan, storage
+    from moxin.model.checkpoint import load_config
+    from moxin.model.presets import PRESETS
+
+    if options.model in PRESETS:
+        config = PRESETS[options.model]
+    elif storage.files_under(options.model):
+        config = load_config(options.model)
+    else:
+        raise ValueError(
+            f"{options.model!r} is no preset and no model folder; {nearest(options.model, PRESETS)}"
+        )
+    console.table(f"Model {options.model}", ("quantity", "value", "formula"), plan.model_rows(config))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from moxin.model.convert import convert
+
+    convert(options.source, options.target, options.dtype, options.max_shard)
+    console.say(f"wrote {options.target}")
+
+
+def _expand(options: argparse.Namespace) -> None:
+    from moxin.model.convert import expand_depth
+
+    layers = expand_depth(
+        options.source,
+        options.target,
+        options.layers,
+        options.how,
+        options.seed,
+        options.dtype,
+        options.max_shard,
+    )
+    added = ", ".join(str(number) for number, layer in enumerate(layers) if layer.added)
+    console.say(f"wrote {options.target}: {len(layers)} layers, of which {added} were added ({options.how})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
