@@ -3,8 +3,8 @@
 
 On CUDA, bfloat16, 16k tokens (32k in the longest rows): the Triton kernel; PyTorch's cuDNN and flash back-ends where there
 is no window, document or ALiBi; FlexAttention at one width and length, as it compiles for long; flash-attn where installed.
-Meant to end within 3 minutes. On a CPU, float32: `sdpa` as the model calls it against PyTorch's with one dense mask; about
-half a minute.
+Meant to end within 3 minutes. On a CPU, bfloat16 where it multiplies that: `numba`, which the model takes there, against
+PyTorch's own, causal or with a dense mask; about half a minute.
 
 Before anything is timed, outputs and gradients are compared with float32 mathematics on 512 tokens (FlexAttention's with the
 Triton kernel's on all). Contenders take turns call by call; the median counts. TFLOP/s count visible pairs of query and key:
@@ -33,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import common
 from kernels.attention import Mask, attention
 from kernels.attention_flash import flash_refuses
+from kernels.precision import matmul_dtype
 from moxin.console import say, table
 
 Contender = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -92,6 +93,10 @@ def cases(device: torch.device) -> list[Case]:
     return found
 
 
+def dtype_of(device: torch.device) -> torch.dtype:
+    return matmul_dtype(torch.bfloat16, device)
+
+
 def torch_sdpa(
     q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend | None, seen: Tensor | None = None
 ) -> Tensor:
@@ -106,11 +111,12 @@ def contenders(case: Case, device: torch.device) -> dict[str, Contender]:
     mask, slopes = case.mask(device), case.slopes(device)
     ours = partial(attention, mask=mask, alibi_slopes_H=slopes)
     if device.type == "cpu":
-        seen = mask.dense.unsqueeze(1) if slopes is None else mask.alibi(slopes)
-        return {
-            "moxin": partial(ours, backend="sdpa"),
-            "torch, dense mask": partial(torch_sdpa, backend=None, seen=seen),
-        }
+        if mask.full and slopes is None:
+            peer = partial(torch_sdpa, backend=SDPBackend.FLASH_ATTENTION)
+        else:
+            seen = mask.dense.unsqueeze(1) if slopes is None else mask.alibi(slopes).to(dtype_of(device))
+            peer = partial(torch_sdpa, backend=None, seen=seen)
+        return {"moxin": partial(ours, backend="numba"), "torch": peer}
     found: dict[str, Contender] = {"triton": partial(ours, backend="triton")}
     if mask.full and slopes is None:
         found["cudnn"] = partial(torch_sdpa, backend=SDPBackend.CUDNN_ATTENTION)
@@ -248,7 +254,7 @@ def main() -> None:
     parser.add_argument("--out", default=str(common.RESULTS), help="folder of the result")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype_of(device)
     results = []
     for case in cases(device):
         results.append(measure(case, device, dtype, args.repeats))

@@ -8,8 +8,8 @@
 Both get the same weights, tokens and types and run in the same process, taking turns step by step; the median of the steps
 counts. The share of the matrix peak is (6 N + 12 L d s) x tokens/s, llm-foundry's convention for MFU: N parameters without
 the input embedding (a tied one multiplies as the head and counts), attention as if it were not causal, nothing for
-recomputation; the peak on a CPU is that of a product of 2048^3 in the same run, on a GPU the vendor's. Peak memory is the growth of a process
-of its own over three steps, weights, gradients and optimizer included.
+recomputation; the peak on a CPU is that of a product of 2048^3 in the same run, on a GPU the vendor's. Peak memory is the
+growth of a process of its own over three steps, weights, gradients and optimizer included.
 
 Prints a table and writes `benchmarks/results/model_step-<date>.json` with hardware, versions and the command.
 """

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import EvalResult, ModelCardData
 
 from moxin import __version__, storage
+from moxin.model.layouts import family
 from moxin.recipe import ModelConfig, Recipe
 
 TEMPLATE = Path(__file__).parent / "card.jinja"
@@ -39,21 +40,25 @@ def _named(counts: Counter[str]) -> str:
 def architecture(model: ModelConfig, dtype: str) -> list[tuple[str, str]]:
     """Rows of the table of the architecture."""
     window = f"{model.sliding_window} tokens" if model.sliding_window else "none (full causal attention)"
+    shared = "GQA" if model.n_kv_heads < model.n_heads else "as many as heads"
+    positions = f"RoPE, θ {model.rope_theta:,.0f}"
+    if model.position == "alibi":
+        positions = f"ALiBi, slopes down to 2^-{model.alibi_bias_max:g}"
     return [
         ("layers", f"{model.n_layers}"),
         ("width", f"{model.d_model}"),
-        ("attention", f"{model.n_heads} heads of {model.head_dim}, {model.n_kv_heads} key/value heads (GQA)"),
+        ("attention", f"{model.n_heads} heads of {model.head_dim}, {model.n_kv_heads} key/value heads ({shared})"),
         ("sliding window", window),
-        ("feed-forward", f"SwiGLU, {model.d_ff}"),
-        ("positions", f"RoPE, θ {model.rope_theta:,.0f}, up to {model.max_seq_len} tokens"),
-        ("normalisation", f"RMSNorm, ε {model.norm_eps}"),
+        ("feed-forward", f"{'SwiGLU' if model.activation == 'swiglu' else 'GELU'}, {model.d_ff}"),
+        ("positions", f"{positions}, trained up to {model.max_seq_len} tokens"),
+        ("normalisation", f"{'RMSNorm' if model.norm == 'rms' else 'LayerNorm without bias'}, ε {model.norm_eps}"),
         ("vocabulary", f"{model.vocab_size:,}{', tied embeddings' if model.tie_embeddings else ''}"),
         ("weights", dtype),
     ]
 
 
-def front_matter(name: str, scores: Mapping[str, Any]) -> str:
-    """The YAML block that the Hugging Face Hub reads, with the results of the released model."""
+def front_matter(name: str, kind: str, scores: Mapping[str, Any]) -> str:
+    """The YAML block that the Hugging Face Hub reads, with the results of the released model; `kind` is its `model_type`."""
     results = [
         EvalResult(
             task_type="text-generation",
@@ -71,7 +76,7 @@ def front_matter(name: str, scores: Mapping[str, Any]) -> str:
         language="en",
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["moxin", "mistral", "conversational"],
+        tags=["moxin", kind, "conversational"],
         eval_results=results,
     )
     return data.to_yaml().strip()
@@ -104,7 +109,7 @@ def card(
         name=name,
         recipe=recipe,
         version=__version__,
-        front_matter=front_matter(name, last),
+        front_matter=front_matter(name, family(recipe.model), last),
         parameters=n_parameters,
         pretraining_tokens=sum(phase.tokens for phase in recipe.pretrain.phases),
         question=question,

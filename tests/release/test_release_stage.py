@@ -16,7 +16,9 @@ from moxin import artifact, recipes
 from moxin.artifact import Artifact
 from moxin.model import checkpoint
 from moxin.model.decoder import Decoder
+from moxin.model.presets import PRESETS
 from moxin.release import export
+from moxin.release.card import architecture
 from moxin.release.run import stage
 from moxin.tokens.tokenizer import Tokenizer
 
@@ -122,6 +124,15 @@ def test_the_card_holds_the_numbers_and_its_example_runs(release, monkeypatch):
     assert "Apache License" in Path(released.file("LICENSE")).read_text()
     monkeypatch.chdir(released.url)
     exec(re.search(r"```python\n(.*?)```", body, re.DOTALL)[1], {"print": lambda text: None})
+
+
+def test_the_card_describes_either_family():
+    mistral, mpt = (dict(architecture(PRESETS[name], "bfloat16")) for name in ("moxin_7b", "mpt_30b"))
+    assert mistral["attention"] == "32 heads of 128, 8 key/value heads (GQA)"
+    assert mistral["positions"] == "RoPE, θ 10,000, trained up to 32768 tokens"
+    assert mpt["attention"] == "64 heads of 112, 64 key/value heads (as many as heads)"
+    assert mpt["positions"] == "ALiBi, slopes down to 2^-8, trained up to 8192 tokens"
+    assert (mpt["feed-forward"], mpt["normalisation"]) == ("GELU, 28672", "LayerNorm without bias, ε 1e-05")
 
 
 def test_a_different_weight_or_tokenizer_is_noticed(release):
