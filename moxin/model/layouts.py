@@ -260,6 +260,7 @@ def _from_mpt(values: Mapping[str, Any]) -> ModelConfig:
         norm="layer",
         activation="gelu",
         position="alibi",
+        alibi_bias_max=float(attention.get("alibi_bias_max", 8)),
         clip_qkv=None if attention.get("clip_qkv") is None else float(attention["clip_qkv"]),
         init=init,
     )

@@ -47,11 +47,17 @@ def architecture(model: ModelConfig, dtype: str) -> list[tuple[str, str]]:
     return [
         ("layers", f"{model.n_layers}"),
         ("width", f"{model.d_model}"),
-        ("attention", f"{model.n_heads} heads of {model.head_dim}, {model.n_kv_heads} key/value heads ({shared})"),
+        (
+            "attention",
+            f"{model.n_heads} heads of {model.head_dim}, {model.n_kv_heads} key/value heads ({shared})",
+        ),
         ("sliding window", window),
         ("feed-forward", f"{'SwiGLU' if model.activation == 'swiglu' else 'GELU'}, {model.d_ff}"),
         ("positions", f"{positions}, trained up to {model.max_seq_len} tokens"),
-        ("normalisation", f"{'RMSNorm' if model.norm == 'rms' else 'LayerNorm without bias'}, ε {model.norm_eps}"),
+        (
+            "normalisation",
+            f"{'RMSNorm' if model.norm == 'rms' else 'LayerNorm without bias'}, ε {model.norm_eps}",
+        ),
         ("vocabulary", f"{model.vocab_size:,}{', tied embeddings' if model.tie_embeddings else ''}"),
         ("weights", dtype),
     ]
