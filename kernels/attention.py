@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kernels.attention_flash import flash_attention, flash_refuses, warn_if_broken
 from kernels.attention_mask import Mask
-from kernels.backend import choose, has_triton, runs_triton
+from kernels.backend import choose, has_numba, has_triton, runs_triton
 from kernels.precision import accumulator_dtype
 
 __all__ = ["BACKENDS", "Mask", "attention", "attention_backend"]
@@ -81,8 +81,8 @@ def _refuses(
 ) -> str | None:
     """Why a back-end cannot serve a square mask, or None."""
     if name == "numba":
-        if device.type != "cpu":
-            return f"runs on a CPU, not {device}"
+        if device.type != "cpu" or not has_numba():
+            return f"needs the package numba and a CPU, not {device}"
         if dtype not in (None, torch.bfloat16, torch.float32):
             return f"takes bfloat16 or float32, not {str(dtype).removeprefix('torch.')}"
         return None if mask is None or mask.causal else "serves causal masks only"

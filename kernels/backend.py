@@ -20,9 +20,24 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@lru_cache
+def has_numba() -> bool:
+    """Whether numba is installed; a GPU machine can do without."""
+    return importlib.util.find_spec("numba") is not None
+
+
 def runs_triton(device: torch.device) -> bool:
     """Whether a Triton kernel can run on tensors of this device."""
     return has_triton() and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+
+
+def suited(device: torch.device, dtype: torch.dtype) -> str:
+    """The fastest back-end for tensors of `dtype` on `device`: `numba`, `triton`, or `torch` where neither is for them."""
+    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and has_numba():
+        return "numba"
+    if device.type == "cuda" and dtype != torch.float64 and has_triton():
+        return "triton"
+    return "torch"
 
 
 def choose(kernel: str, backends: Sequence[str], automatic: str, backend: str | None = None) -> str:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.backend import choose, has_triton
+from kernels.backend import choose, suited
 from kernels.precision import accumulator_dtype
 
 BACKENDS = ("reference", "torch", "numba", "triton")
@@ -93,12 +93,7 @@ def cross_entropy_backend(
     device: torch.device, backend: str | None = None, dtype: torch.dtype = torch.float32
 ) -> str:
     """The back-end for `dtype` on `device`: the argument, else `MOXIN_CROSS_ENTROPY`, else what suits both."""
-    automatic = "torch"
-    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-        automatic = "numba"
-    elif device.type == "cuda" and has_triton() and dtype != torch.float64:
-        automatic = "triton"
-    return choose("cross_entropy", BACKENDS, automatic, backend)
+    return choose("cross_entropy", BACKENDS, suited(device, dtype), backend)
 
 
 def linear_cross_entropy_reference(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.backend import choose, has_triton
+from kernels.backend import choose, suited
 from kernels.precision import accumulator_dtype
 
 BACKENDS = ("reference", "torch", "numba", "triton")
@@ -56,12 +56,7 @@ def add_layer_norm(
 
 def norm_backend(device: torch.device, backend: str | None = None, dtype: torch.dtype = torch.float32) -> str:
     """The back-end that a norm of `dtype` takes on `device`: the argument, else `MOXIN_NORM`, else what suits both."""
-    automatic = "torch"
-    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-        automatic = "numba"
-    elif device.type == "cuda" and has_triton() and dtype != torch.float64:
-        automatic = "triton"
-    return choose("norm", BACKENDS, automatic, backend)
+    return choose("norm", BACKENDS, suited(device, dtype), backend)
 
 
 def rms_norm_reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.backend import choose, has_triton
+from kernels.backend import choose, suited
 from kernels.precision import accumulator_dtype
 
 BACKENDS = ("reference", "torch", "numba", "triton")
@@ -72,12 +72,7 @@ def rope_(x_BTXD: Tensor, by: Rotation, n_rotated: int, backend: str | None = No
 
 def rope_backend(device: torch.device, backend: str | None = None, dtype: torch.dtype = torch.float32) -> str:
     """The back-end that a rotation of `dtype` takes on `device`: the argument, else `MOXIN_ROPE`, else what suits both."""
-    automatic = "torch"
-    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-        automatic = "numba"
-    elif device.type == "cuda" and has_triton() and dtype != torch.float64:
-        automatic = "triton"
-    return choose("rope", BACKENDS, automatic, backend)
+    return choose("rope", BACKENDS, suited(device, dtype), backend)
 
 
 def apply_rope_reference(x_BTHD: Tensor, by: Rotation) -> Tensor:

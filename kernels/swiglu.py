@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.backend import choose, has_triton
+from kernels.backend import choose, suited
 from kernels.precision import accumulator_dtype
 
 BACKENDS = ("reference", "torch", "numba", "triton")
@@ -35,12 +35,7 @@ def swiglu_backend(
     device: torch.device, backend: str | None = None, dtype: torch.dtype = torch.float32
 ) -> str:
     """The back-end that SwiGLU of `dtype` takes on `device`: the argument, else `MOXIN_SWIGLU`, else what suits both."""
-    automatic = "torch"
-    if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-        automatic = "numba"
-    elif device.type == "cuda" and has_triton() and dtype != torch.float64:
-        automatic = "triton"
-    return choose("swiglu", BACKENDS, automatic, backend)
+    return choose("swiglu", BACKENDS, suited(device, dtype), backend)
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
@@ -58,7 +53,7 @@ def gelu(x: Tensor, backend: str | None = None) -> Tensor:
 
 def gelu_backend(device: torch.device, backend: str | None = None, dtype: torch.dtype = torch.float32) -> str:
     """The back-end that `gelu` of `dtype` takes on `device`: the argument, else `MOXIN_GELU`, else what suits both."""
-    fits = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    fits = suited(device, dtype) == "numba"
     return choose("gelu", GELU_BACKENDS, "numba" if fits else "torch", backend)
 
 
