@@ -12,13 +12,11 @@ from moxin import storage
 from moxin.artifact import MANIFEST, seal
 from moxin.config import digest
 from moxin.model.checkpoint import load_config, open_checked, write
-from moxin.model.decoder import init_std_of
+from moxin.model.decoder import RESIDUAL, init_std_of
 from moxin.model.layouts import Piece
 from moxin.recipe import ModelConfig
 
 How = Literal["zero", "copy", "random"]
-RESIDUAL = ("attention.out.weight", "mlp.down.weight")
-"""What a block adds to the residual stream comes out of these two."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".index.json")
 
 

@@ -27,6 +27,10 @@ from kernels.swiglu import gelu, swiglu
 from moxin.recipe import ModelConfig
 
 
+RESIDUAL = ("attention.out.weight", "mlp.down.weight")
+"""What a block adds to the residual stream comes out of these two."""
+
+
 class Cache(Protocol):
     """Keys and values of earlier tokens (`moxin.infer.cache`)."""
 
@@ -284,7 +288,7 @@ def init_std_of(config: ModelConfig, name: str, fan_in: int) -> float:
     """Standard deviation that the matrix `name` starts with."""
     if config.init == "normal":
         return config.init_std
-    residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+    residual = name.endswith(RESIDUAL)
     return (2 / fan_in / (2 * config.n_layers if residual else 1)) ** 0.5
 
 
