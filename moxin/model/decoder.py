@@ -26,7 +26,6 @@ from kernels.rope import Rotation, rope_, rotation
 from kernels.swiglu import gelu, swiglu
 from moxin.recipe import ModelConfig
 
-
 RESIDUAL = ("attention.out.weight", "mlp.down.weight")
 """What a block adds to the residual stream comes out of these two."""
 
