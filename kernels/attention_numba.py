@@ -22,11 +22,11 @@ from torch.autograd.function import once_differentiable
 from kernels.attention_mask import Mask
 from kernels.numba_math import (
     INFINITY,
-    KEEPS_NAN,
     LIKE,
     exp32,
     from_sortable,
     get,
+    kernel,
     magnitude,
     put,
     row_at,
@@ -181,7 +181,7 @@ def _seen(first_BT, slopes_H, item, row, first_query, first_key, groups, n_keys)
     return low, min(query - first_key + 1, n_keys), slope, slope * float32(low + first_key - query)
 
 
-@njit(parallel=True, **KEEPS_NAN)
+@kernel
 def _softmax(  # type: ignore[no-untyped-def]
     scores_at, like, wide_at, lse_at, lse_stride, first_BT, slopes_H, n, n_rows, n_keys, first_query, first_key,
     groups, scale,
@@ -220,7 +220,7 @@ def _softmax(  # type: ignore[no-untyped-def]
             lse[j] = top - np.log(inverse)
 
 
-@njit(parallel=True, **KEEPS_NAN)
+@kernel
 def _differentiate(  # type: ignore[no-untyped-def]
     scores_at, grad_at, like, wide_at, lse_at, lse_stride, first_BT, slopes_H, n, n_rows, n_keys, first_query,
     first_key, groups, scale,

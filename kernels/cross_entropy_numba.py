@@ -6,16 +6,16 @@ The exponentials are computed once: kept in float32 in a row of memory for each 
 
 import numpy as np
 import torch
-from numba import float32, get_thread_id, int32, njit, prange
+from numba import float32, get_thread_id, int32, prange
 from torch import Tensor
 
 from kernels.numba_math import (
     INFINITY,
-    KEEPS_NAN,
     LIKE,
     exp32,
     from_sortable,
     get,
+    kernel,
     magnitude,
     put,
     put_one,
@@ -93,7 +93,7 @@ class NumbaRows:
         return nll_M, lse_M
 
 
-@njit(parallel=True, **KEEPS_NAN)
+@kernel
 def _measure(
     logits_at, stride, like, targets_at, nll_at, lse_at, scratch_at, n_rows, vocabulary, z_loss, differentiate
 ):  # fmt: skip
@@ -131,7 +131,7 @@ def _measure(
                 put_one(logits, target, scratch[target] * factor - float32(1))
 
 
-@njit(parallel=True, **KEEPS_NAN)
+@kernel
 def _differentiate(
     logits_at, stride, like, targets_at, lse_at, grad_nll_at, grad_lse_at, n_rows, vocabulary
 ):  # fmt: skip

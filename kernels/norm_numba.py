@@ -7,11 +7,11 @@ in order. Ranges depend on the number of rows, not of threads: the result has th
 
 import numpy as np
 import torch
-from numba import float32, njit, prange
+from numba import float32, prange
 from torch import Tensor
 
 from kernels.checks import rows_of
-from kernels.numba_math import KEEPS_NAN, LIKE, get, put, require, row_at, threads_for
+from kernels.numba_math import LIKE, get, kernel, put, require, row_at, threads_for
 
 BLOCKS = 64
 WIDE = LIKE[torch.float32]
@@ -85,7 +85,7 @@ def backward(
     return grad_x, grad_weight_D.to(weight_D.dtype)
 
 
-@njit(parallel=True, **KEEPS_NAN)
+@kernel
 def _forward(
     x_at, x_stride, x_like, delta_at, delta_stride, delta_like, weight_at, normed_at, total_at, mean_at,
     scale_at, n_rows, d, eps, add, centred,
@@ -126,7 +126,7 @@ def _forward(
                 put(normed, j, (get(x, j) - middle) * factor * weight[j])
 
 
-@njit(parallel=True, **KEEPS_NAN)
+@kernel
 def _backward(
     grad_at, grad_stride, sum_at, sum_stride, x_at, x_stride, weight_at, mean_at, scale_at, grad_x_at, like,
     partial_at, grad_weight_at, n_blocks, n_rows, d, add, centred,

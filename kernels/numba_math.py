@@ -8,6 +8,12 @@ core with AVX-512, where numpy's takes 0.6); the library's `exp` it would not.
 Functions here are compiled into their callers, whose cache on disk does not notice a change: after an edit, touch those too.
 """
 
+import fcntl
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -48,6 +54,48 @@ def _launch() -> None:
 
 
 _launch()
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """A parallel kernel with `KEEPS_NAN`, whose results have the same bits in every process.
+
+    What numba runs straight after compiling is rounded otherwise, here and there by a last place, than what it loads from
+    its cache: the loop of a parallel function is compiled on its own, and once more within the object that is stored (numba
+    0.68). A run that is started again would leave its own curve. So what is not in the cache yet is compiled by a process of
+    its own, about 3 s more for each kernel the first time, and the code that runs is always the cache's.
+    """
+    dispatcher = njit(parallel=True, **KEEPS_NAN)(function)
+    load_or_compile = dispatcher.compile
+
+    def compile_elsewhere(signature: Any) -> Any:
+        if not os.environ.get(_COMPILING):
+            _store(dispatcher, signature)
+        return load_or_compile(signature)
+
+    dispatcher.compile = compile_elsewhere
+    return dispatcher
+
+
+def _store(dispatcher: Any, signature: Any) -> None:
+    """Sees to it that the cache has this specialisation. One process at a time: numba loses an entry where two write."""
+    cache = dispatcher._cache
+    os.makedirs(cache.cache_path, exist_ok=True)
+    with open(os.path.join(cache.cache_path, ".compiling"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if cache.load_overload(signature, dispatcher.targetctx) is None:
+            function = dispatcher.py_func
+            task = pickle.dumps((function.__module__, function.__name__, signature))
+            path = os.pathsep.join(filter(None, sys.path))
+            environment = {**os.environ, _COMPILING: "1", "PYTHONPATH": path}
+            subprocess.run([sys.executable, "-c", _COMPILE], input=task, env=environment, check=True)
+
+
+_COMPILING = "MOXIN_COMPILES_KERNELS"
+_COMPILE = """
+import importlib, pickle, sys
+module, name, signature = pickle.load(sys.stdin.buffer)
+getattr(importlib.import_module(module), name).compile(signature)
+"""
 
 
 def array_of(x: Tensor) -> np.ndarray:

@@ -2,10 +2,10 @@
 """Rotary embedding in numba: each token's heads are copied, unless they are rotated in place, and rotated in the cache."""
 
 import torch
-from numba import float32, njit, prange
+from numba import float32, prange
 from torch import Tensor
 
-from kernels.numba_math import KEEPS_NAN, LIKE, get, put, require, row_at, threads_for
+from kernels.numba_math import LIKE, get, kernel, put, require, row_at, threads_for
 
 TOKENS = 16
 """A thread takes so many tokens at a time."""
@@ -43,7 +43,7 @@ def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor, sign: float, n_rotated: int
     )
 
 
-@njit(parallel=True, **KEEPS_NAN)
+@kernel
 def _rotate(
     x_at, x_stride_b, x_stride_t, x_stride_h, out_at, out_stride_b, out_stride_t, out_stride_h, like, cos_at,
     sin_at, angle_stride_b, sign, n_rotated, n_tokens, t, n_heads, half,

@@ -6,7 +6,7 @@ from numba import float32, njit, prange
 from torch import Tensor
 
 from kernels.checks import rows_of
-from kernels.numba_math import KEEPS_NAN, LIKE, exp32, get, put, require, row_at, threads_for
+from kernels.numba_math import LIKE, exp32, get, kernel, put, require, row_at, threads_for
 
 BLOCK = 4096
 """Elements that a thread takes at a time."""
@@ -64,7 +64,7 @@ def gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad_x
 
 
-@njit(parallel=True, **KEEPS_NAN)
+@kernel
 def _forward(gate_up_at, stride, out_at, like, n_rows, width):
     each = max(1, BLOCK // max(1, width))
     for block in prange((n_rows + each - 1) // each):
@@ -77,7 +77,7 @@ def _forward(gate_up_at, stride, out_at, like, n_rows, width):
                 put(out, j, g / (float32(1) + exp32(-g)) * get(up, j))
 
 
-@njit(parallel=True, **KEEPS_NAN)
+@kernel
 def _backward(grad_at, grad_stride, gate_up_at, stride, grad_gate_up_at, like, n_rows, width):
     each = max(1, BLOCK // max(1, width))
     for block in prange((n_rows + each - 1) // each):
@@ -127,7 +127,7 @@ def _step(x, end, p, q):
     return float32(0) if x < float32(-end) else value
 
 
-@njit(parallel=True, **KEEPS_NAN)
+@kernel
 def _gelu_forward(x_at, out_at, like, n):
     for block in prange((n + BLOCK - 1) // BLOCK):
         here = min(BLOCK, n - block * BLOCK)
@@ -137,7 +137,7 @@ def _gelu_forward(x_at, out_at, like, n):
             put(out, j, value * _step(value, PHI_END, PHI_P, PHI_Q))
 
 
-@njit(parallel=True, **KEEPS_NAN)
+@kernel
 def _gelu_backward(grad_at, x_at, grad_x_at, like, n):
     for block in prange((n + BLOCK - 1) // BLOCK):
         here = min(BLOCK, n - block * BLOCK)
