@@ -98,18 +98,11 @@ getattr(importlib.import_module(module), name).compile(signature)
 """
 
 
-def array_of(x: Tensor) -> np.ndarray:
-    """The tensor's memory as an array: float32, or uint16 for bfloat16. int64, int32 and float32 as they are."""
-    return x.detach().view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.detach().numpy()
-
-
-def as_many_threads_as_torch() -> None:
-    """Call it before a parallel kernel: a training worker has one thread, whatever the machine has."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-
-
 def threads_for(n_elements: int) -> int:
-    """`as_many_threads_as_torch`, or one for a tensor of fewer than `ALONE` elements; returns how many."""
+    """As many threads as torch has, or one for a tensor of fewer than `ALONE` elements; returns how many.
+
+    Call it before a kernel: a training worker has one thread, whatever the machine has.
+    """
     n_threads = 1 if n_elements < ALONE else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(n_threads)
     return n_threads
