@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """A whole training step (forward, backward, fused AdamW) of our decoder against `transformers`' Mistral and MPT.
 
-    make bench-model                                # on a CPU about 6 minutes; use an idle machine
+    make bench-model                                # on a CPU about 7 minutes; use an idle machine
     python benchmarks/model_step.py --repeats 3     # quicker and noisier
-    python benchmarks/model_step.py                 # on CUDA: 1.3B and Moxin's shape, about 4 minutes
+    python benchmarks/model_step.py                 # on CUDA: 1.3B and Moxin's shape, meant for 4 minutes
 
 Both get the same weights, tokens and types and run in the same process, taking turns step by step; the median of the steps
 counts. The share of the matrix peak is (6 N + 12 L d s) x tokens/s, llm-foundry's convention for MFU: N parameters without

@@ -24,11 +24,9 @@ from numba import carray, float32, int32, njit, types, uint16, uint32
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": True, "cache": True}
-"""Of every kernel. fastmath: sums in any order, no NaN in comparisons; rows with NaN must still come out as NaN."""
-
 KEEPS_NAN: dict[str, Any] = {
-    **OPTIONS,
+    "nogil": True,
+    "cache": True,
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
     "error_model": "numpy",
 }

@@ -59,8 +59,8 @@ def test_values_and_gradients_are_those_of_float64(
 
 @pytest.mark.parametrize("alibi", [False, True])
 def test_bfloat16_is_as_near_as_pytorch(alibi: bool) -> None:
-    """FlashAttention's tests allow twice PyTorch's error. The gradient of the probabilities is bfloat16 here, float32 there:
-    1.3 times the error in what goes back."""
+    """Within twice PyTorch's error, as FlashAttention's tests have it. Scores are rounded to bfloat16 here and not there: 1.35
+    to 1.48 times the error in the output, 0.90 to 0.94 times in the gradient (Zen 4)."""
     qkv, segments = case(200, 6, 2, 32, True, torch.bfloat16)
     slopes = torch.linspace(0.02, 0.5, 6) if alibi else None
     upstream = torch.randn(2, 200, 6, 32).bfloat16()
@@ -70,7 +70,7 @@ def test_bfloat16_is_as_near_as_pytorch(alibi: bool) -> None:
     ours, torchs = (run(qkv, (6, 2), mask, slopes, upstream, name) for name in ("numba", "sdpa"))
     for got, peer, expected in zip(ours, torchs, exact, strict=True):
         error, allowed = ((x - expected).square().mean().sqrt() for x in (got, peer))
-        assert error <= 1.5 * allowed
+        assert error <= 2 * allowed
 
 
 def test_threads_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
