@@ -59,8 +59,11 @@ def test_values_and_gradients_are_those_of_float64(
 
 @pytest.mark.parametrize("alibi", [False, True])
 def test_bfloat16_is_as_near_as_pytorch(alibi: bool) -> None:
-    """Within twice PyTorch's error, as FlashAttention's tests have it. Scores are rounded to bfloat16 here and not there: 1.35
-    to 1.48 times the error in the output, 0.90 to 0.94 times in the gradient (Zen 4)."""
+    """Within twice PyTorch's error, as FlashAttention's tests have it.
+
+    Scores are rounded to bfloat16 here and not there: 1.35 to 1.48 times the error in the output, 0.90 to 0.94 times in the
+    gradient (Zen 4).
+    """
     qkv, segments = case(200, 6, 2, 32, True, torch.bfloat16)
     slopes = torch.linspace(0.02, 0.5, 6) if alibi else None
     upstream = torch.randn(2, 200, 6, 32).bfloat16()
