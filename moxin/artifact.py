@@ -33,14 +33,20 @@ class Artifact:
         return self.manifest["counts"]
 
     def verify(self) -> list[str]:
-        """What is wrong with the files against their sizes and SHA-256; empty when nothing is."""
-        wrong = []
-        for name, expected in self.manifest["files"].items():
-            if not storage.exists(self.file(name)):
-                wrong.append(f"{self.file(name)}: missing")
-            elif storage.sha256(self.file(name)) != expected["sha256"]:
-                wrong.append(f"{self.file(name)}: content does not match its SHA-256")
-        return wrong
+        """What is wrong with the files against their sizes and SHA-256; empty when nothing is. Reads every byte."""
+        sizes = storage.sizes_under(self.url)
+
+        def problem(name: str) -> str:
+            expected = self.manifest["files"][name]
+            if name not in sizes:
+                return "missing"
+            if sizes[name] != expected["bytes"] or storage.sha256(self.file(name)) != expected["sha256"]:
+                return "content does not match its SHA-256"
+            return ""
+
+        names = list(self.manifest["files"])
+        problems = zip(names, storage.in_threads(problem, names), strict=True)
+        return [f"{self.file(name)}: {found}" for name, found in problems if found]
 
 
 @dataclass
@@ -53,6 +59,8 @@ class Builder:
     url: str
     inputs: Mapping[str, Artifact]
     counts: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, str] = field(default_factory=dict)
+    """SHA-256 by relative name, of files whose writer took it on the way: they are not read again for the manifest."""
 
     def file(self, *parts: str) -> str:
         return storage.join(self.url, *parts)
@@ -100,7 +108,7 @@ def make(stage: Stage, run_url: str) -> Artifact:
     storage.remove(storage.join(url, stage.scratch))
     inputs = {role: {"name": item.name, "key": item.key} for role, item in stage.inputs.items()}
     seconds = time.monotonic() - started
-    manifest = seal(url, stage.name, stage.key, stage.config, inputs, builder.counts, seconds)
+    manifest = seal(url, stage.name, stage.key, stage.config, inputs, builder.counts, seconds, builder.known)
     return Artifact(stage.name, stage.key, url, manifest)
 
 
@@ -112,16 +120,23 @@ def seal(
     inputs: Mapping[str, Mapping[str, str]],
     counts: Mapping[str, Any],
     seconds: float,
+    known: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Writes the manifest of a folder whose files are all there, and returns it."""
-    fs, path = storage.filesystem(url)
-    for found in storage.files_under(url):
-        if found.endswith(".partial"):  # left by a process that was killed while it wrote
-            storage.remove(storage.join(url, found))
-    files = {
-        found: {"bytes": int(fs.size(f"{path}/{found}")), "sha256": storage.sha256(storage.join(url, found))}
-        for found in storage.files_under(url)
-    }
+    """Writes the manifest of a folder whose files are all there, and returns it.
+
+    Sizes come from one listing. Files are read for their SHA-256, but for those of which it is `known`, by relative name.
+    """
+    hashes, sizes = dict(known or {}), storage.sizes_under(url)
+    for name in [
+        name for name in sizes if name.endswith(".partial")
+    ]:  # of a process that was killed while it wrote
+        storage.remove(storage.join(url, name))
+        del sizes[name]
+    assert hashes.keys() <= sizes.keys(), f"known but not there: {sorted(hashes.keys() - sizes.keys())[:3]}"
+    unknown = [name for name in sizes if name not in hashes]
+    found = storage.in_threads(lambda name: storage.sha256(storage.join(url, name)), unknown)
+    hashes |= dict(zip(unknown, found, strict=True))
+    files = {name: {"bytes": size, "sha256": hashes[name]} for name, size in sizes.items()}
     manifest = {
         "stage": name,
         "key": key,

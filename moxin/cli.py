@@ -1,8 +1,10 @@
-"""The command `moxin`: what is done to models outside of a run.
+"""The command `moxin`: what is done to models outside of a run, and looks into a run.
 
 moxin model show moxin_7b                      # or a folder: shape, parameters by part, memory
 moxin model convert SOURCE TARGET --dtype bfloat16 --max-shard 5GB
 moxin model expand SOURCE TARGET --layers 36 --how zero
+moxin inspect tokens runs/demo --phase phase2 --step 120       # what was trained on in a step
+moxin inspect tokens runs/demo --phase phase2 --sample 17      # one sample as the model sees it
 """
 
 import argparse
@@ -65,6 +67,19 @@ def _parser() -> argparse.ArgumentParser:
         help="added layers: copies that add nothing yet (zero), plain copies, or fresh ones (default: zero)",
     )
     expand.add_argument("--seed", default=0, type=int, help="of fresh layers (0)")
+
+    inspect = areas.add_parser("inspect", help="look into a run").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    tokens = inspect.add_parser(
+        "tokens", help="what a phase trains on, by sample or by step", allow_abbrev=False
+    )
+    tokens.add_argument("run", help="folder or s3:// URL of a run")
+    tokens.add_argument("--phase", default="", help="of pretraining (default: the first)")
+    which = tokens.add_mutually_exclusive_group(required=True)
+    which.add_argument("--sample", type=int, help="number of a sample of the phase, from 0")
+    which.add_argument("--step", type=int, help="number of an optimizer step of the phase, from 1")
+    tokens.set_defaults(work=_inspect_tokens)
     return parser
 
 
@@ -112,6 +127,32 @@ def _expand(options: argparse.Namespace) -> None:
     )
     added = ", ".join(str(number) for number, layer in enumerate(layers) if layer.added)
     console.say(f"wrote {options.target}: {len(layers)} layers, of which {added} were added ({options.how})")
+
+
+def _inspect_tokens(options: argparse.Namespace) -> None:
+    from moxin import storage
+    from moxin.pipeline import Run
+    from moxin.tokens import inspect
+    from moxin.tokens.loader import Curriculum, PhaseData
+    from moxin.tokens.tokenizer import Tokenizer
+
+    url = storage.absolute(options.run)
+    recipe = job.recipe_of(url)
+    run = Run(recipe, url, only_find=True)
+    name = options.phase or run.phases[0]
+    if name not in run.phases:
+        raise ValueError(f"--phase {name}: the run has no such phase; {nearest(name, run.phases)}")
+    index = run.phases.index(name)
+    tokens = run.artifact("tokenize")
+    packed = recipe.pretrain.phases[index].packing == "best_fit"
+    packs = run.artifact(f"pack-{name}").url if packed else ""
+    data = PhaseData(tokens.url, Curriculum.of(recipe, index), packs)
+    tokenizer = Tokenizer.load(tokens.file("tokenizer"))
+    rows = recipe.pretrain.global_batch // data.context
+    if options.step is not None:
+        inspect.show_step(data, tokenizer, options.step, rows)
+    else:
+        inspect.show_sample(data, tokenizer, options.sample, rows)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,19 @@ def to_jsonable(value: Any) -> Any:
     raise TypeError(f"{value!r} ({type(value).__name__}) cannot be written as JSON")
 
 
+def from_jsonable(kind: Any, value: Any) -> Any:
+    """The value of type `kind` that `to_jsonable` wrote. Raises `ValueError` for a key that a dataclass does not have."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        for key in value:
+            if key not in hints:
+                raise ValueError(f"{kind.__name__} has no {key!r}; {nearest(key, hints)}")
+        return kind(**{key: from_jsonable(hints[key], item) for key, item in value.items()})
+    if typing.get_origin(kind) is tuple:
+        return tuple(from_jsonable(typing.get_args(kind)[0], item) for item in value)
+    return value
+
+
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces. What a hash is taken of."""
     return json.dumps(to_jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -14,6 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 PIPE_WIDTH = 120
 """Columns of tables that go to a file or a pipe."""
@@ -41,6 +42,15 @@ def fail(message: str) -> None:
     console.print(f"error: {message}", style="bold red", markup=False)
 
 
+def visible(text: str) -> str:
+    """Text of strangers for a terminal: control characters, which could steer it, as pictures; line ends and tabs stay."""
+    return text.translate(_PICTURES)
+
+
+_PICTURES = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {127: "␡"}
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), "�")
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table: columns of numbers are set to the right, and only the last column may wrap."""
     grid = Table(
@@ -51,7 +61,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         last = position == len(columns) - 1
         grid.add_column(column, justify="right" if numeric else "left", header_style="dim", no_wrap=not last)
     for row in rows:
-        grid.add_row(*(format_number(cell) if isinstance(cell, (int, float)) else str(cell) for cell in row))
+        grid.add_row(
+            *(Text(format_number(cell) if isinstance(cell, (int, float)) else str(cell)) for cell in row)
+        )
     console.print()
     console.print(grid)
 

@@ -17,10 +17,12 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from moxin import console, recipes, storage
-from moxin.config import override, parse_override
-from moxin.recipe import Recipe, SourceConfig
+from moxin.config import from_jsonable, override, parse_override, to_jsonable
+from moxin.recipe import Recipe, Selection, SourceConfig
 
 INTERRUPTED = 130
+RECIPE = "recipe.json"
+"""In the folder of a run: the recipe of the last job."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,17 @@ def resolve(options: argparse.Namespace) -> Job:
     return Job(recipe, storage.absolute(options.run or f"runs/{recipe.name}"), options.dry_run, options)
 
 
+def recipe_of(run_url: str) -> Recipe:
+    """The recipe of a run. Raises `ValueError` where there is none."""
+    url = storage.join(run_url, RECIPE)
+    if not storage.exists(url):
+        raise ValueError(
+            f"{run_url}: no run there ({RECIPE} is missing); give the folder that a job was given with --run"
+        )
+    recipe: Recipe = from_jsonable(Recipe, storage.read_json(url))
+    return recipe
+
+
 def with_own_sources(recipe: Recipe, folder: str) -> Recipe:
     """The recipe with a folder of documents in place of its prose and code; their shares of every phase become its share.
 
@@ -86,8 +99,9 @@ def with_own_sources(recipe: Recipe, folder: str) -> Recipe:
     kept = tuple(source for source in recipe.sources if source.name not in replaced)
     phases = []
     for phase in recipe.pretrain.phases:
-        mix = {name: weight for name, weight in phase.mix.items() if name not in replaced}
-        share = sum(weight for name, weight in phase.mix.items() if name in replaced)
+        own = {key: Selection.parse(key).source in replaced for key in phase.mix}
+        mix = {key: weight for key, weight in phase.mix.items() if not own[key]}
+        share = sum(weight for key, weight in phase.mix.items() if own[key])
         phases.append(replace(phase, mix={**mix, "own": share} if share else mix))
     return replace(
         recipe,
@@ -117,6 +131,8 @@ def main_with(
             plan.show(job.recipe, job.run_url)
             return 0
         with locked(job.run_url):
+            # What the run's artifacts were made for, so that they can be found without the command line.
+            storage.write_json(storage.join(job.run_url, RECIPE), to_jsonable(job.recipe))
             work(job)
     except KeyboardInterrupt:
         console.warn("interrupted; the same command goes on from here")

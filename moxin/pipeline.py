@@ -14,17 +14,19 @@ from moxin.recipe import Recipe
 class Run:
     """The artifacts of one recipe in one folder. `artifact("sft")` makes `sft` and whatever it stands on."""
 
-    def __init__(self, recipe: Recipe, url: str) -> None:
-        self.recipe, self.url = recipe, url
+    def __init__(self, recipe: Recipe, url: str, *, only_find: bool = False) -> None:
+        """With `only_find` an artifact that is missing is a `ValueError` and is not made."""
+        self.recipe, self.url, self._only_find = recipe, url, only_find
         self.made: dict[str, Artifact] = {}
         self.phases = [phase.name for phase in recipe.pretrain.phases]
 
     @property
     def names(self) -> list[str]:
         """All stages, in the order of the road."""
-        trained = [f"pretrain-{phase}" for phase in self.phases]
-        evaluated = [f"evaluate-{phase}" for phase in self.phases]
-        pretraining = [name for pair in zip(trained, evaluated, strict=True) for name in pair]
+        pretraining = []
+        for phase in self.recipe.pretrain.phases:
+            packed = [f"pack-{phase.name}"] if phase.packing == "best_fit" else []
+            pretraining += [*packed, f"pretrain-{phase.name}", f"evaluate-{phase.name}"]
         return [
             "world",
             "curate",
@@ -43,7 +45,12 @@ class Run:
             stage = self.stage(name)
             if found := artifact.find(stage, self.url):
                 self.made[name] = found
-                console.say(f"✓ {name}: there already", style="dim")
+                if not self._only_find:
+                    console.say(f"✓ {name}: there already", style="dim")
+            elif self._only_find:
+                raise ValueError(
+                    f"{self.url}: {name} is not finished for this run's recipe ({stage.url(self.url)})"
+                )
             else:
                 console.heading(f"▸ {name}")
                 started = time.monotonic()
@@ -72,12 +79,21 @@ class Run:
             from moxin.tokens import run as tokens
 
             return tokens.stage(recipe, self.artifact("curate"), self.artifact("world"))
+        if name.startswith("pack-"):
+            from moxin.tokens import run as tokens
+
+            return tokens.pack_stage(
+                recipe, self.phases.index(name.removeprefix("pack-")), self.artifact("tokenize")
+            )
         if name.startswith("pretrain-"):
             from moxin.train import run as train
 
             index = self.phases.index(name.removeprefix("pretrain-"))
             previous = self.artifact(f"pretrain-{self.phases[index - 1]}") if index else None
-            return train.stage(recipe, index, self.artifact("tokenize"), previous)
+            packs = None
+            if recipe.pretrain.phases[index].packing == "best_fit":
+                packs = self.artifact(f"pack-{self.phases[index]}")
+            return train.stage(recipe, index, self.artifact("tokenize"), previous, packs)
         if name.startswith("evaluate-"):
             from moxin.evaluate import run as evaluate
 

@@ -5,7 +5,7 @@ its unit. `validate` raises `ValueError` naming the setting, its value and the f
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,9 @@ class SourceConfig:
     path: str = ""
     max_bytes: int = 0
     """Documents beyond this many bytes of text are not read; 0 reads all."""
+    max_epochs: float = 0.0
+    """How often all phases together may read the source; a mix that needs more is an error. 0 sets no limit. Up to four
+    passes are worth nearly as much as fresh data (arXiv 2305.16264)."""
 
 
 @dataclass(frozen=True)
@@ -189,10 +192,61 @@ class CurateConfig:
 @dataclass(frozen=True)
 class TokenizerConfig:
     vocab_size: int = 2048
+    """Tokens of a trained vocabulary, 263 control and byte tokens among them; fewer where the text does not give more."""
+    kind: Literal["bpe", "unigram"] = "bpe"
+    """Merges by frequency (arXiv 1508.07909), or the likeliest pieces (arXiv 1804.10959); both with byte fallback."""
     path: str = ""
-    """A `tokenizer.json` to use instead of training one."""
+    """A tokenizer to use instead of training one: a `tokenizer.json`, a SentencePiece `.model`, or a folder with one."""
     sample_bytes: int = 4_000_000
-    """Text given to BPE training, spread evenly over the sources."""
+    """Text given to training, spread evenly over the sources."""
+    backend: Literal["auto", "hf", "gigatoken", "numba"] = "auto"
+    """What encodes (`moxin.tokens.backends`). The ids are those of `hf` in any case."""
+    compare: tuple[str, ...] = ()
+    """Other tokenizers, as `path` names one, whose bytes per token are reported beside this one's."""
+
+    def validate(self) -> None:
+        """Raises `ValueError` with the setting, its value and the fix."""
+        for name in ("vocab_size", "sample_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"tokenizer.{name} = {getattr(self, name)}: must be at least 1")
+        choices = {"kind": ("bpe", "unigram"), "backend": ("auto", "hf", "gigatoken", "numba")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"tokenizer.{name} = {getattr(self, name)!r}: one of {', '.join(known)}")
+        if self.path and self.kind != TokenizerConfig.kind:
+            raise ValueError(
+                f"tokenizer.kind = {self.kind} has no effect with tokenizer.path = {self.path}: nothing is trained; "
+                f"set it to {TokenizerConfig.kind}, or leave the path out"
+            )
+        if "" in self.compare:
+            raise ValueError(f"tokenizer.compare = {list(self.compare)}: an empty path; leave it out")
+
+
+class Selection(NamedTuple):
+    """Documents of a source with `least <= tokens < below`; both are powers of two, for which a token store keeps counts."""
+
+    source: str
+    least: int = 1
+    below: int = 2**62
+
+    @property
+    def everything(self) -> bool:
+        return self.least <= 1 and self.below >= 2**62
+
+    @classmethod
+    def parse(cls, text: str) -> "Selection":
+        """`books`, `books>=4096` or `books<4096`. Raises `ValueError` for a length that is no power of two."""
+        for sign in (">=", "<"):
+            source, found, number = text.partition(sign)
+            if not found:
+                continue
+            length = int(number) if number.strip().isdigit() else 0
+            if length < 2 or length & (length - 1):
+                raise ValueError(
+                    f"mix names {text!r}: {number!r} is no length; write a power of two from 2 on"
+                )
+            return cls(source.strip(), least=length) if sign == ">=" else cls(source.strip(), below=length)
+        return cls(text)
 
 
 @dataclass(frozen=True)
@@ -203,7 +257,12 @@ class PhaseConfig:
     tokens: int
     context: int
     mix: dict[str, float] = field(default_factory=dict)
-    """Weight per source name; normalised."""
+    """Weight per source; normalised. `books>=4096` and `books<4096` take the source's documents by their tokens."""
+    packing: Literal["split", "best_fit"] = "split"
+    """`split`: documents one after another, cut every `context` tokens. `best_fit`: whole documents packed into rows, cut
+    only where they are longer than a row (arXiv 2404.10830)."""
+    repeat: bool = False
+    """Begin every source anew, instead of going on where the phases before have stopped."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +282,8 @@ class PretrainConfig:
     grad_clip: float = 1.0
     checkpoint_every: int = 200
     """Optimizer steps between checkpoints."""
+    shuffle_tokens: int = 2**32
+    """How much of a source is mixed at a time. A machine keeps about as much of every source of a remote store at hand."""
     seed: int = 1
 
 
@@ -306,7 +367,9 @@ class Recipe:
             raise ValueError("pretrain.phases is empty: a run needs at least one phase")
         for phase in self.pretrain.phases:
             where = f"pretrain.phases.{phase.name}"
-            if unknown := sorted(set(phase.mix) - set(names)):
+            if phase.context < 1:
+                raise ValueError(f"{where}.context = {phase.context}: at least 1 token")
+            if unknown := sorted({Selection.parse(key).source for key in phase.mix} - set(names)):
                 raise ValueError(f"{where}.mix names {unknown}, the sources are {names}")
             if not phase.mix or min(phase.mix.values()) < 0 or not sum(phase.mix.values()):
                 raise ValueError(
@@ -316,16 +379,18 @@ class Recipe:
                 raise ValueError(
                     f"{where}.context = {phase.context} exceeds model.max_seq_len = {self.model.max_seq_len}"
                 )
-            _check_batch(
-                where,
-                phase.context,
-                self.pretrain.global_batch,
-                self.pretrain.micro_batch,
-                self.scaling.n_workers,
+            _check_batch(where, phase.context, self.pretrain.global_batch, self.pretrain.micro_batch)
+            if self.pretrain.global_batch < phase.context * self.scaling.n_workers:
+                raise ValueError(
+                    f"{where}: global_batch = {self.pretrain.global_batch} tokens are fewer sequences of context = "
+                    f"{phase.context} than scaling.n_workers = {self.scaling.n_workers}: every worker needs one"
+                )
+        _check_batch("sft", self.sft.context, self.sft.global_batch, self.sft.micro_batch)
+        if self.sft.global_batch // self.sft.context % self.scaling.n_workers:
+            raise ValueError(
+                f"sft.global_batch = {self.sft.global_batch} tokens must be a multiple of context x scaling.n_workers = "
+                f"{self.sft.context} x {self.scaling.n_workers}"
             )
-        _check_batch(
-            "sft", self.sft.context, self.sft.global_batch, self.sft.micro_batch, self.scaling.n_workers
-        )
         if self.dpo.global_batch % self.scaling.n_workers:
             raise ValueError(
                 f"dpo.global_batch = {self.dpo.global_batch} pairs do not divide among scaling.n_workers = "
@@ -334,20 +399,27 @@ class Recipe:
         for name in ("sft", "dpo"):
             if getattr(self, name).context > self.model.max_seq_len:
                 raise ValueError(f"{name}.context exceeds model.max_seq_len = {self.model.max_seq_len}")
-        if self.tokenizer.vocab_size > self.model.vocab_size:
+        self.tokenizer.validate()
+        if not self.tokenizer.path and self.tokenizer.vocab_size > self.model.vocab_size:
             raise ValueError(
                 f"tokenizer.vocab_size = {self.tokenizer.vocab_size} does not fit model.vocab_size = "
                 f"{self.model.vocab_size}"
             )
+        for source in self.sources:
+            if source.max_epochs < 0:
+                raise ValueError(
+                    f"sources.{source.name}.max_epochs = {source.max_epochs}: at least 0; 0 sets no limit"
+                )
+        if self.pretrain.shuffle_tokens < 1:
+            raise ValueError(f"pretrain.shuffle_tokens = {self.pretrain.shuffle_tokens}: at least 1")
         if self.scaling.n_workers < 1:
             raise ValueError(f"scaling.n_workers = {self.scaling.n_workers}: at least 1")
 
 
-def _check_batch(where: str, context: int, global_batch: int, micro_batch: int, n_workers: int) -> None:
-    if global_batch % (context * n_workers):
+def _check_batch(where: str, context: int, global_batch: int, micro_batch: int) -> None:
+    if global_batch % context or not global_batch:
         raise ValueError(
-            f"{where}: global_batch = {global_batch} tokens must be a multiple of context x scaling.n_workers = "
-            f"{context} x {n_workers} = {context * n_workers}"
+            f"{where}: global_batch = {global_batch} tokens must be a multiple of context = {context}"
         )
     if micro_batch < context:
         raise ValueError(

@@ -135,14 +135,14 @@ def _check(body: GenerationRequest, model: ServedModel) -> None:
 
 
 def _prompt_tokens(body: CompletionRequest, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of the one prompt of a request; a text begins with `<s>`, as every training document did."""
+    """Token ids of the one prompt of a request; a text begins as every training document did."""
     prompt: object = body.prompt
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         if len(prompt) > 1:
             raise ApiError(400, f"prompt: {len(prompt)} prompts; send one in a request", param="prompt")
         prompt = prompt[0]
     if isinstance(prompt, str):
-        return [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        return tokenizer.begin(prompt)
     tokens = cast(list[int], prompt)
     if not tokens or min(tokens) < 0 or max(tokens) >= tokenizer.vocab_size:
         told = f"prompt: needs at least one token id, each from 0 to {tokenizer.vocab_size - 1}"

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import os
 import threading
 
@@ -18,11 +19,13 @@ def counting_stage(log, config=None, inputs=None, text="data"):
     return Stage("count", config or {}, inputs or {}, make)
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def run_url(request, tmp_path):
-    """A run folder on disk and one in an object store (fsspec's memory file system)."""
+    """A run folder on disk, one in fsspec's memory file system, and one on a live S3 server."""
     if request.param == "local":
         yield str(tmp_path)
+    elif request.param == "s3":
+        yield request.getfixturevalue("s3").url
     else:
         yield "memory://run"
         storage.remove("memory://run")
@@ -71,6 +74,54 @@ def test_verify_finds_what_was_changed_or_lost(run_url):
     assert "does not match" in made.verify()[0]
     storage.remove(made.file("data.txt"))
     assert "missing" in made.verify()[0]
+
+
+def test_a_file_of_another_size_is_found_without_reading_it(run_url, monkeypatch):
+    made = artifact.make(counting_stage([]), run_url)
+    storage.write_text(made.file("data.txt"), "longer")
+    monkeypatch.setattr(storage, "sha256", None)
+    assert made.verify() == [f"{made.file('data.txt')}: content does not match its SHA-256"]
+
+
+def test_what_its_writer_hashed_is_not_read_again(run_url, monkeypatch):
+    read, real = [], storage.sha256
+
+    def sha256(url):
+        read.append(url)
+        return real(url)
+
+    def make(builder):
+        for name in ("known", "unknown"):
+            storage.write_text(builder.file("deep", name), name)
+        builder.known["deep/known"] = hashlib.sha256(b"known").hexdigest()
+
+    monkeypatch.setattr(storage, "sha256", sha256)
+    made = artifact.make(Stage("hashed", {}, {}, make), run_url)
+    assert read == [made.file("deep", "unknown")]
+    assert made.manifest["files"] == {
+        f"deep/{name}": {"bytes": len(name), "sha256": hashlib.sha256(name.encode()).hexdigest()}
+        for name in ("known", "unknown")
+    }
+    assert made.verify() == []
+    assert len(read) == 3, "verification takes nobody's word"
+
+
+def test_a_hash_of_a_file_that_is_not_there_is_refused(run_url):
+    def make(builder):
+        builder.known["nowhere"] = "0" * 64
+
+    with pytest.raises(AssertionError, match="nowhere"):
+        artifact.make(Stage("wrong", {}, {}, make), run_url)
+
+
+def test_a_partial_file_of_a_killed_writer_is_not_part_of_an_artifact(tmp_path):
+    def make(builder):
+        storage.write_text(builder.file(".data.txt.0123.partial"), "da")
+        storage.write_text(builder.file("data.txt"), "data")
+
+    made = artifact.make(Stage("partial", {}, {}, make), str(tmp_path))
+    assert storage.files_under(made.url) == ["data.txt", "manifest.json"]
+    assert list(made.manifest["files"]) == ["data.txt"]
 
 
 def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):

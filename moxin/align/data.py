@@ -99,16 +99,22 @@ def preference_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, co
     for item in rows:
         if item["id"] in pairs:
             raise ValueError(f"two preferences are called {item['id']!r}; give each its own id")
-        start = len(tokenizer.render(item["prompt"], add_generation_prompt=True)[0])
         answers = []
         for name in ("chosen", "rejected"):
-            ids, _ = tokenizer.render([*item["prompt"], {"role": "assistant", "content": item[name]}])
-            answers.append(example(ids, [position >= start for position in range(len(ids))]))
+            ids, mask = tokenizer.render([*item["prompt"], {"role": "assistant", "content": item[name]}])
+            answers.append(example(ids, last_run(mask)))
         if max(map(len, answers)) <= context:
             pairs[item["id"]] = Pair(item["id"], *answers)
     if not pairs:
         raise ValueError(f"none of {len(rows)} preferences fits dpo.context = {context} tokens; raise it")
     return [pairs[key] for key in sorted(pairs)]
+
+
+def last_run(mask: Sequence[bool]) -> list[bool]:
+    """Of a mask only its last run of True: of a chat the last thing that the assistant says."""
+    end = max(position for position, inside in enumerate(mask) if inside) + 1
+    begin = max((position for position in range(end) if not mask[position]), default=-1) + 1
+    return [begin <= position < end for position in range(len(mask))]
 
 
 def stack_pairs(pairs: Sequence[Pair], pad_id: int) -> dict[str, np.ndarray]:

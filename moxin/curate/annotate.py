@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from kernels import minhash
 from kernels import text as text_kernels
+from moxin.arrow import utf8_buffers
 from moxin.curate import decontaminate, language, pii, rules
 from moxin.curate.clean import clean
-from moxin.curate.documents import SCHEMA, utf8_buffers
+from moxin.curate.documents import SCHEMA
 from moxin.recipe import CurateConfig
 
 SHINGLE = 5

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kernels.minhash import ngrams
 from kernels.text import unicode_tables, word_hashes
-from moxin.curate.documents import utf8_buffers
+from moxin.arrow import utf8_buffers
 
 MIN_WORDS = 4
 """A question of fewer words is found only together with its answer: "How so?" is in many documents."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from moxin.infer.generate import generate
 from moxin.infer.sampling import SamplingParams
 from moxin.model.decoder import Decoder
-from moxin.tokens.tokenizer import CHAT_TEMPLATE, Tokenizer
+from moxin.tokens.tokenizer import Tokenizer
 
 
 class MoxinLM(LM):
@@ -36,7 +36,7 @@ class MoxinLM(LM):
         return "moxin"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        return CHAT_TEMPLATE if chat_template else None
+        return self.tokens.chat_template if chat_template else None
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -48,8 +48,8 @@ class MoxinLM(LM):
         return text
 
     def prompt(self, text: str) -> list[int]:
-        """Token ids of a prompt: those of the chat it was rendered from, else `<s>` and the text."""
-        return self._rendered.get(text) or [self.tokens.bos_id, *self.tokens.encode(text)]
+        """Token ids of a prompt: those of the chat it was rendered from, else the text as a document begins."""
+        return self._rendered.get(text) or self.tokens.begin(text)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, and whether it is what greedy decoding would say."""
@@ -66,7 +66,7 @@ class MoxinLM(LM):
         pairs, owners = [], []
         for number, (text,) in enumerate(request.args for request in requests):
             windows = get_rolling_token_windows(
-                self.tokens.encode(text), self.tokens.bos_id, self.max_length, 1
+                self.tokens.encode(text), self.tokens.begin("")[0], self.max_length, 1
             )
             for window in windows:
                 pairs.append(make_disjoint_window(window))

@@ -40,6 +40,8 @@ def export(
 def special_token_ids(tokenizer_url: str) -> dict[str, Any]:
     """`bos_token_id`, `pad_token_id`, and `eos_token_id` as a list: end of text, then end of turn if there is such a token.
 
+    A token that the tokenizer does without is None.
+
     Raises `ValueError` where the tokenizer names a token that it does not have.
     """
     settings = json.loads(storage.read_text(storage.join(tokenizer_url, "tokenizer_config.json")))
@@ -49,6 +51,9 @@ def special_token_ids(tokenizer_url: str) -> dict[str, Any]:
     for role in ("bos_token", "eos_token", "pad_token"):
         named = settings.get(role)
         text = named["content"] if isinstance(named, dict) else named
+        if text is None and role != "eos_token":
+            ids[f"{role}_id"] = None
+            continue
         if text not in by_text:
             raise ValueError(f"{tokenizer_url}: {role} {text!r} is not among the tokenizer's added tokens")
         ids[f"{role}_id"] = by_text[text]

@@ -41,7 +41,7 @@ def verify(
         # As in ours, "<s>" in a text is text.
         encoded = their_tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         _same("tokens of a text", text, ids, encoded["input_ids"])
-        sequences.append([tokenizer.bos_id, *ids])
+        sequences.append(tokenizer.begin(text))
     for messages in chats:
         ids, _ = tokenizer.render(messages, add_generation_prompt=True)
         rendered: Any = their_tokenizer.apply_chat_template(

@@ -1,38 +1,53 @@
-"""Proof that no evaluation question is in the training tokens: the shards are decoded and searched, word by word."""
+"""Proof that no evaluation question is in the training tokens: the texts that are tokenized are searched, word by word."""
 
-import re
-from collections import defaultdict
 from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from kernels.minhash import ngrams
+from kernels.text import unicode_tables, word_hashes
+from moxin.arrow import utf8_buffers
 
 ANCHOR = 4
 """Words at a question's start by which it is looked up; a shorter question lowers it for all."""
-_WORDS = re.compile(r"\w+")
-
-
-def words(text: str) -> tuple[str, ...]:
-    """Lower-case words without punctuation: what counts as the same text."""
-    return tuple(_WORDS.findall(text.lower()))
 
 
 class QuestionIndex:
-    """Finds which questions' full texts occur in a text, in time proportional to the text."""
+    """Finds which questions' full texts occur in documents. Words are compared in lower case and without punctuation."""
 
     def __init__(self, questions: Sequence[str]) -> None:
-        wanted = {number: words(question) for number, question in enumerate(questions)}
-        wanted = {number: question for number, question in wanted.items() if question}
-        self._anchor = min((len(question) for question in wanted.values()), default=ANCHOR)
-        self._anchor = min(self._anchor, ANCHOR)
-        self._by_start: dict[tuple[str, ...], list[tuple[int, tuple[str, ...]]]] = defaultdict(list)
-        for number, question in wanted.items():
-            self._by_start[question[: self._anchor]].append((number, question))
+        hashes, starts = _words(pa.array(questions, pa.string()))
+        lengths = np.diff(starts)
+        asked = np.flatnonzero(lengths)
+        self._anchor = int(min(ANCHOR, lengths[asked].min(initial=ANCHOR)))
+        self._questions = [hashes[starts[number] : starts[number + 1]] for number in asked]
+        begins = [question[: self._anchor] for question in self._questions]
+        anchors, _ = ngrams(
+            np.concatenate(begins or [np.empty(0, np.uint64)]),
+            np.arange(len(asked) + 1) * self._anchor,
+            self._anchor,
+        )
+        order = np.argsort(anchors, kind="stable")
+        self._anchors, self._numbers, self._of = anchors[order], asked[order], order
 
-    def found_in(self, text: str) -> set[int]:
-        """Numbers of the questions that occur in `text`."""
-        here = words(text)
-        return {
-            number
-            for at, start in enumerate(zip(*(here[skip:] for skip in range(self._anchor)), strict=False))
-            if start in self._by_start
-            for number, question in self._by_start[start]
-            if here[at : at + len(question)] == question
-        }
+    def found_in(self, texts: pa.Array) -> set[tuple[int, int]]:
+        """Pairs (document, question) of the questions that occur in `texts`, by their positions."""
+        hashes, starts = _words(texts)
+        grams, gram_starts = ngrams(hashes, starts, self._anchor)
+        first = np.searchsorted(self._anchors, grams, "left")
+        last = np.searchsorted(self._anchors, grams, "right")
+        found = set()
+        for gram in np.flatnonzero(last > first).tolist():
+            document = int(np.searchsorted(gram_starts, gram, "right")) - 1
+            at = int(starts[document]) + gram - int(gram_starts[document])
+            here = hashes[at : starts[document + 1]]
+            for candidate in range(first[gram], last[gram]):
+                question = self._questions[self._of[candidate]]
+                if np.array_equal(here[: len(question)], question):
+                    found.add((document, int(self._numbers[candidate])))
+        return found
+
+
+def _words(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    return word_hashes(*utf8_buffers(texts), *unicode_tables())

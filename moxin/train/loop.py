@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from moxin.train.engine import Engine
-from moxin.train.job import Batches, FitJob
+from moxin.train.job import Batches, FitJob, Micro
+from moxin.train.prefetch import Prefetched
 from moxin.train.schedule import learning_rate
 
 Row = dict[str, Any]
@@ -32,36 +33,40 @@ def train(
     """Makes the steps that `rows`, the metrics of the steps made so far, does not have yet, and returns all rows.
 
     A row: `step` (from 1), `tokens` (or another `job.unit`; since the job's beginning), `loss` (nats), `lr`, `grad_norm`
-    (before clipping), `seconds` (of this step), `tokens_per_second`. `checkpoint` is called every `job.checkpoint_every`
+    (before clipping), `seconds` (of this step), `data_seconds` (of these, how
+    long it waited for its data), `tokens_per_second`. `checkpoint` is called every `job.checkpoint_every`
     steps; the end of the run needs none. Raises `FloatingPointError` where the loss is not finite.
     """
     units = rows[-1][job.unit] if rows else 0
-    for i in range(len(rows), batches.n_steps if stop_after is None else stop_after):
-        started = time.perf_counter()
-        lr = learning_rate(job.schedule, job.peak_lr, i)
-        loss, grad_norm = optimizer_step(engine, job, batches, i, lr)
-        seconds = time.perf_counter() - started
-        size = batches.size(i)
-        units += size
-        row = {
-            "step": i + 1,
-            job.unit: units,
-            "loss": loss,
-            "lr": lr,
-            "grad_norm": grad_norm,
-            "seconds": round(seconds, 6),
-            f"{job.unit}_per_second": round(size / seconds, 3),
-        }
-        rows.append(row)
-        report(row)
-        if job.checkpoint_every and (i + 1) % job.checkpoint_every == 0 and i + 1 < batches.n_steps:
-            checkpoint(rows)
+    with Prefetched(batches, engine.rank, engine.world, pin=job.scaling.use_gpu) as data:
+        for i in range(len(rows), batches.n_steps if stop_after is None else stop_after):
+            started = time.perf_counter()
+            lr = learning_rate(job.schedule, job.peak_lr, i)
+            loss, grad_norm = optimizer_step(engine, job, data.step(i), i, lr)
+            seconds = time.perf_counter() - started
+            size = batches.size(i)
+            units += size
+            row = {
+                "step": i + 1,
+                job.unit: units,
+                "loss": loss,
+                "lr": lr,
+                "grad_norm": grad_norm,
+                "seconds": round(seconds, 6),
+                "data_seconds": round(data.waited, 6),
+                f"{job.unit}_per_second": round(size / seconds, 3),
+            }
+            rows.append(row)
+            report(row)
+            if job.checkpoint_every and (i + 1) % job.checkpoint_every == 0 and i + 1 < batches.n_steps:
+                checkpoint(rows)
     return rows
 
 
-def optimizer_step(engine: Engine, job: FitJob, batches: Batches, i: int, lr: float) -> tuple[float, float]:
-    """Step `i` of the job: the loss before the update, and the gradient's norm before clipping."""
-    micros = batches.step(i, engine.rank, engine.world)
+def optimizer_step(
+    engine: Engine, job: FitJob, micros: list[Micro], i: int, lr: float
+) -> tuple[float, float]:
+    """Step `i` on this rank's micro-batches: the loss before the update, and the gradient's norm before clipping."""
     (count,) = engine.sum(torch.tensor([sum(job.count(micro) for micro in micros)]))
     if not count:
         raise ValueError(f"{job.name}, step {i + 1}: no position of the batch is in the loss")

@@ -1,43 +1,68 @@
 """The batches of a pretraining phase: which samples are in a step does not depend on the number of workers."""
 
+import math
+from itertools import pairwise
+
 import numpy as np
 
 from moxin.recipe import PhaseConfig, PretrainConfig, Recipe
-from moxin.tokens.loader import PhaseData
+from moxin.tokens.loader import Curriculum, PhaseData
 from moxin.train.job import Micro, Schedule
+from moxin.train.objective import IGNORE
+from moxin.train.prefetch import AHEAD
 
 
 class PhaseBatches:
-    """Step `i` is the samples `i * rows .. (i + 1) * rows` of the phase; a rank takes its slice of them last."""
+    """Step `i` is the samples `i * rows .. (i + 1) * rows` of the phase; a rank takes its slice of them last.
+
+    The slices of ranks that do not divide the rows differ by one: the loss is a sum over all of them, so it stays the same.
+    """
 
     def __init__(
-        self, tokens_url: str, phase: PhaseConfig, seed: int, global_batch: int, micro_batch: int
+        self,
+        tokens_url: str,
+        curriculum: Curriculum,
+        global_batch: int,
+        micro_batch: int,
+        packs: str = "",
     ) -> None:
-        self.data = PhaseData(tokens_url, phase, seed)
+        phase = curriculum.phases[-1]
+        self.data = PhaseData(tokens_url, curriculum, packs)
         self.global_batch = global_batch
         self.rows = global_batch // phase.context
         self.micro_rows = max(1, micro_batch // phase.context)
         self.n_steps = n_steps(phase, global_batch)
+        self._asked = -1
 
     def step(self, i: int, rank: int, world: int) -> list[Micro]:
-        if self.rows % world:
+        if world > self.rows:
             raise ValueError(
-                f"{self.rows} sequences a step do not divide among {world} workers; change pretrain.global_batch or "
+                f"{self.rows} sequences a step are fewer than {world} workers; raise pretrain.global_batch or lower "
                 "scaling.n_workers"
             )
-        mine = self.rows // world
-        first = i * self.rows + rank * mine
-        return [
-            self._micro(first + done, min(self.micro_rows, mine - done))
-            for done in range(0, mine, self.micro_rows)
-        ]
+        first, last = (i * self.rows + self.rows * edge // world for edge in (rank, rank + 1))
+        # As many micro-batches on every rank, which must meet in their collectives.
+        n = math.ceil(math.ceil(self.rows / world) / self.micro_rows)
+        for ahead in range(max(i + 1, self._asked + 1), i + AHEAD + 1):
+            self.data.look_ahead(first + (ahead - i) * self.rows, last - first)
+        self._asked = i + AHEAD
+        edges = [first + (last - first) * number // n for number in range(n + 1)]
+        return [self._micro(start, stop - start) for start, stop in pairwise(edges)]
 
     def _micro(self, first: int, n: int) -> dict[str, np.ndarray]:
-        batch = self.data.batch(first, n)
+        batch = self.data.batch(first, max(n, 1))
+        if (
+            not n
+        ):  # a rank with a row less, and one row at a time: it goes through the model and counts for nothing
+            batch.targets_BT[:] = IGNORE
         return {"tokens": batch.tokens_BT, "targets": batch.targets_BT, "segments": batch.segments_BT}
 
     def size(self, i: int) -> int:
         return self.global_batch
+
+    def mixture(self) -> list[dict[str, object]]:
+        """What the steps read of every source: exact, for the manifest."""
+        return [row._asdict() for row in self.data.plan(self.n_steps * self.rows)]
 
 
 def n_steps(phase: PhaseConfig, global_batch: int) -> int:
@@ -61,6 +86,7 @@ def decisive(recipe: Recipe, index: int) -> dict[str, object]:
     return {
         "model": recipe.model,
         "phase": pretrain.phases[index],
+        "shuffle_tokens": pretrain.shuffle_tokens,
         "schedule": schedule(pretrain, index),
         "precision": recipe.scaling.precision,
         **{

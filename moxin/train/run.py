@@ -18,6 +18,7 @@ from moxin import console, session, storage
 from moxin.artifact import Artifact, Builder, Stage
 from moxin.config import to_jsonable
 from moxin.recipe import Recipe
+from moxin.tokens.loader import Curriculum, check
 from moxin.train import checkpoint, pretrain, progress, worker
 from moxin.train.job import FitJob
 from moxin.train.loop import Rows
@@ -30,24 +31,29 @@ ENVIRONMENT = {
 }
 
 
-def stage(recipe: Recipe, index: int, tokens: Artifact, previous: Artifact | None) -> Stage:
+def stage(
+    recipe: Recipe, index: int, tokens: Artifact, previous: Artifact | None, packs: Artifact | None = None
+) -> Stage:
     """Pretraining phase `index` from `previous`, the phase before it, whose optimizer state is carried over."""
     phase, settings = recipe.pretrain.phases[index], recipe.pretrain
 
     def make(builder: Builder) -> None:
+        limits = {source.name: source.max_epochs for source in recipe.sources}
+        check(tokens.url, Curriculum.of(recipe), limits)
+        batches = functools.partial(
+            pretrain.PhaseBatches,
+            tokens.url,
+            Curriculum.of(recipe, index),
+            settings.global_batch,
+            micro_batch=settings.micro_batch,
+            packs=packs.url if packs else "",
+        )
         job = FitJob(
             name=f"pretrain-{phase.name}",
             model=recipe.model,
             initial="",
             state=previous.file("state") if previous else "",
-            batches=functools.partial(
-                pretrain.PhaseBatches,
-                tokens.url,
-                phase,
-                settings.seed,
-                settings.global_batch,
-                micro_batch=settings.micro_batch,
-            ),
+            batches=batches,
             objective=next_token,
             peak_lr=settings.learning_rate,
             schedule=pretrain.schedule(settings, index),
@@ -60,9 +66,10 @@ def stage(recipe: Recipe, index: int, tokens: Artifact, previous: Artifact | Non
             keep_state=index + 1 < len(settings.phases),
         )
         fit(job, builder)
-        builder.counts |= {"name": phase.name, "context": phase.context}
+        builder.counts |= {"name": phase.name, "context": phase.context, "mixture": batches().mixture()}
 
-    inputs = {"tokens": tokens} | ({"previous": previous} if previous else {})
+    given = {"tokens": tokens, "previous": previous, "packs": packs}
+    inputs = {role: artifact for role, artifact in given.items() if artifact}
     return Stage(f"pretrain-{phase.name}", to_jsonable(pretrain.decisive(recipe, index)), inputs, make)
 
 

@@ -1,5 +1,6 @@
 """What is held out, and what counts as a question that has leaked into the tokens."""
 
+import pyarrow as pa
 import pytest
 
 from moxin.tokens import heldout
@@ -45,8 +46,13 @@ QUESTIONS = ["Who owns the red kite?", "What is Ada's job?", "Where?", "", "Who 
     ],
 )
 def test_a_question_is_found_whatever_its_case_and_punctuation(text, found):
-    assert QuestionIndex(QUESTIONS).found_in(text) == found
+    texts = pa.array(["Nothing here.", text, None, ""])
+    expected = {(1, number) for number in found}
+    assert QuestionIndex(QUESTIONS).found_in(texts) == expected
+    assert QuestionIndex(QUESTIONS).found_in(texts.slice(1)) == {(0, number) for _, number in expected}
 
 
 def test_no_questions_find_nothing():
-    assert QuestionIndex([]).found_in("Who owns the red kite?") == set()
+    assert QuestionIndex([]).found_in(pa.array(["Who owns the red kite?"])) == set()
+    assert QuestionIndex(["", "?"]).found_in(pa.array(["Who owns the red kite?"])) == set()
+    assert QuestionIndex(QUESTIONS).found_in(pa.array([], pa.string())) == set()

@@ -16,7 +16,7 @@ from moxin import artifact, recipes, storage
 from moxin.artifact import Artifact, Builder
 from moxin.recipe import PhaseConfig, TokenizerConfig
 from moxin.tokens import part, run
-from moxin.tokens.loader import PhaseData
+from moxin.tokens.loader import Curriculum, PhaseData
 from moxin.tokens.tokenizer import Tokenizer
 
 WORDS = "the a town river kite compass owns walks to and 42 7 def return x = [] <s> <|user|> Größe ▁"
@@ -95,6 +95,7 @@ def test_the_shards_hold_every_document_that_is_not_held_out(made):
             offsets = np.fromfile(made.file(shard["file"].replace(".bin", ".idx")), "<u8").astype(int)
             assert (len(ids), len(offsets)) == (shard["tokens"], shard["documents"] + 1)
             assert storage.sha256(made.file(shard["file"])) == shard["sha256"]
+            assert storage.sha256(made.file(shard["file"].replace(".bin", ".idx"))) == shard["index_sha256"]
             for start, stop in pairwise(offsets):
                 assert (ids[start], ids[stop - 1]) == (tokenizer.bos_id, tokenizer.eos_id)
                 stored.append(tokenizer.decode(ids[start + 1 : stop - 1].tolist(), skip_special=False))
@@ -106,7 +107,8 @@ def test_the_shards_hold_every_document_that_is_not_held_out(made):
     assert made.counts["total"] == sum(source["tokens"] for source in store["sources"].values())
     assert made.counts["questions_found"] == 0
     assert storage.read_json(made.file("absence.json"))["questions"] == 1
-    batch = PhaseData(made.url, PhaseConfig("p", 640, 32, {"tales": 0.5, "code": 0.5}), seed=1).batch(0, 20)
+    phase = PhaseConfig("p", 640, 32, {"tales": 0.5, "code": 0.5})
+    batch = PhaseData(made.url, Curriculum((phase,), 1, 64, 2**32)).batch(0, 20)
     assert batch.tokens_BT.shape == (20, 32)
 
 
@@ -124,10 +126,10 @@ def test_the_bytes_are_those_of_plain_functions_in_one_process(made, tmp_path):
     )
     rates = {name: 10_000 / size for name, size in sources.items()}
     url = str(tmp_path / "store")
-    sampled = [text for part_url in reversed(urls) for text in part.sample(part_url, rates, held)]
+    sampled = [text for part_url in reversed(urls) for *_, text in part.sample(part_url, rates, held)]
     Tokenizer.train(sampled, 400).save(f"{url}/tokenizer")
     for number in reversed(range(PARTS)):
-        part.tokenize(urls[number], number, url, held)
+        part.tokenize(urls[number], number, url, "hf", held, [QUESTION])
     mine, theirs = contents(url), contents(made.url)
     assert len([name for name in mine if name.endswith(".bin")]) == 2 * PARTS
     assert mine == {name: theirs[name] for name in mine}
@@ -192,11 +194,11 @@ def test_a_given_tokenizer_beyond_16_bits(tmp_path):
     tokenizer = run.make_tokenizer(roomy, builder, [], {}, frozenset())
     assert tokenizer.vocab_size == vocab_size
     given = inputs(tmp_path)["curate"].file("documents", "part-00000.parquet")
-    record = part.tokenize(given, 0, builder.url, frozenset())
+    stored = max((text for _, text, source in documents(leak=False)[::PARTS] if source == "tales"), key=len)
+    record = part.tokenize(given, 0, builder.url, "hf", frozenset(), [QUESTION, stored])
     shard = record["sources"]["tales"]["shard"]
     assert Path(builder.file(shard["file"])).stat().st_size == 4 * shard["tokens"]
-    stored = max((text for _, text, source in documents(leak=False)[::PARTS] if source == "tales"), key=len)
-    assert part.search(builder.url, shard["file"], [QUESTION, stored]) == [1]
+    assert record["questions"] == [1]
 
 
 def test_the_key_follows_what_decides_the_tokens(tmp_path):
@@ -228,3 +230,32 @@ def test_the_key_follows_what_decides_the_tokens(tmp_path):
 def test_settings_that_cannot_be_are_named(ray_session, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         run.make(replace(RECIPE, tokenizer=settings), Builder(str(tmp_path / "store"), inputs(tmp_path)))
+
+
+@pytest.mark.slow
+def test_the_store_is_the_same_on_s3_with_faults_on_the_way(made, s3, ray_session, tmp_path, monkeypatch):
+    """Documents are read from S3, the store is written there, and the loader reads it from there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    inputs(tmp_path)
+    given = {}
+    for name in ("curate", "world"):
+        storage.upload(tmp_path / name, storage.join(s3.url, name))
+        given[name] = Artifact(name, "0" * 12, storage.join(s3.url, name), {"counts": {}})
+    s3.faults.cut_downloads(3)
+    s3.faults.refuse(3)
+    there = artifact.make(run.stage(RECIPE, given["curate"], given["world"]), storage.join(s3.url, "run"))
+    assert s3.faults.injected >= 4  # small bodies are not cut
+    assert there.verify() == []
+    assert there.counts == made.counts
+    for name, found in made.manifest["files"].items():
+        assert there.manifest["files"][name] == found
+
+    phase = PhaseConfig("p", 3200, 32, {"tales": 0.5, "code": 0.5})
+    curriculum = Curriculum((phase,), 1, 64, 2**32)
+    here = PhaseData(made.url, curriculum).batch(0, 100)
+    s3.faults.cut_downloads(2)
+    far = PhaseData(there.url, curriculum)
+    far.look_ahead(0, 100)
+    batch = far.batch(0, 100)
+    for name in ("tokens_BT", "targets_BT", "segments_BT"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(here, name))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from stores import curriculum
 from train_cases import CountingBatches, small_job
 
 from moxin import storage
@@ -89,7 +90,7 @@ def test_a_run_that_was_moved_is_the_same_run():
     def job(root, key="0123456789ab", micro_batch=64, weight=1.0):
         phase = PhaseConfig("phase1", 1000, 16, {"a": weight})
         batches = functools.partial(
-            PhaseBatches, f"{root}/tokenize-{key}", phase, 1, 64, micro_batch=micro_batch
+            PhaseBatches, f"{root}/tokenize-{key}", curriculum(phase), 64, micro_batch=micro_batch
         )
         return small_job(batches=batches, state=f"{root}/pretrain-phase1-{key}/state", initial="/models/mine")
 
