@@ -148,6 +148,7 @@ def _inspect_tokens(options: argparse.Namespace) -> None:
     packs = run.artifact(f"pack-{name}").url if packed else ""
     data = PhaseData(tokens.url, Curriculum.of(recipe, index), packs)
     tokenizer = Tokenizer.load(tokens.file("tokenizer"))
+    data.store.check(tokenizer.fingerprint, tokens.file("tokenizer"))
     rows = recipe.pretrain.global_batch // data.context
     if options.step is not None:
         inspect.show_step(data, tokenizer, options.step, rows)

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -62,8 +63,8 @@ def nearest(wrong: str, known: typing.Iterable[str]) -> str:
 
 
 def parse_override(text: str) -> tuple[str, str]:
-    """`"a.b=3"` as `("a.b", "3")`."""
-    key, equals, value = text.partition("=")
+    """`"a.b=3"` as `("a.b", "3")`; a key may hold ">=" (`mix.books>=4096=0.4`)."""
+    key, equals, value = re.sub(r"(?<!>)=", "\0", text, count=1).partition("\0")
     if not equals or not key.strip():
         raise ValueError(
             f"--set {text!r}: expected dotted.key=value, for example --set pretrain.learning_rate=1e-3"

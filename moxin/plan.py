@@ -80,6 +80,10 @@ def rows(recipe: Recipe) -> list[tuple[str, str, str]]:
                 f"{phase.tokens:,} tokens / {pretrain.global_batch:,} per step, context {phase.context}",
             )
         )
+        if rest := model.max_seq_len % phase.context:
+            share = f"{rest / model.max_seq_len:.1%} of every source"
+            formula = f"context {phase.context} does not divide max_seq_len {model.max_seq_len}: the end of each such piece"
+            derived.append((f"{phase.name}: never read", share, formula))
         first += steps
     accumulation = max(1, pretrain.global_batch // scaling.n_workers // pretrain.micro_batch)
     zero = int(scaling.zero_stage)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from moxin import config, recipes
+from moxin.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,22 @@ def test_every_recipe_is_valid_and_serialisable(name):
     recipe = recipes.load(name)
     recipe.validate()
     assert json.loads(config.canonical_json(recipe))["name"] == name
+    assert config.from_jsonable(Recipe, json.loads(config.canonical_json(recipe))) == recipe
+
+
+def test_a_recipe_of_another_version_is_refused_by_the_key_that_is_not_known():
+    written = config.to_jsonable(recipes.load("smoke"))
+    written["pretrain"]["phases"][0]["contxt"] = 3
+    with pytest.raises(ValueError, match="PhaseConfig has no 'contxt'; did you mean 'context'"):
+        config.from_jsonable(Recipe, written)
+
+
+def test_a_length_may_be_part_of_a_key():
+    key, value = config.parse_override("pretrain.phases.phase1.mix.prose>=4096=0.5")
+    recipe = config.override(recipes.load("demo"), key, value)
+    recipe.validate()
+    assert recipe.pretrain.phases[0].mix["prose>=4096"] == 0.5
+    assert config.parse_override("a.b=c=d") == ("a.b", "c=d")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +110,11 @@ def test_every_recipe_is_valid_and_serialisable(name):
         ("pretrain.phases.phase1.mix.prsoe", "1", "mix names .'prsoe'"),
         ("pretrain.global_batch", "1000", "must be a multiple of context"),
         ("scaling.n_workers", "3", "must be a multiple of context"),
+        ("scaling.n_workers", "17", "fewer sequences of context = 128 than scaling.n_workers = 17"),
+        ("pretrain.phases.phase1.mix.prose>=1000", "1", "write a power of two"),
+        ("pretrain.phases.phase1.context", "0", "at least 1 token"),
+        ("pretrain.shuffle_tokens", "0", "pretrain.shuffle_tokens = 0"),
+        ("sources.prose.max_epochs", "-1", "sources.prose.max_epochs = -1"),
         ("tokenizer.vocab_size", "4096", "does not fit model.vocab_size"),
     ],
 )

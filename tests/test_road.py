@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from road import Walk, begun, finished
+from road import ROOT, Walk, begun, finished
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +65,23 @@ def test_the_results_have_everything_that_was_promised(undisturbed):
 def test_no_evaluation_question_is_in_the_training_tokens(undisturbed):
     (manifest,) = undisturbed.glob("tokenize-*/manifest.json")
     assert json.loads(manifest.read_text())["counts"]["questions_found"] == 0
+
+
+def test_what_was_trained_on_can_be_asked(undisturbed):
+    inspect = [sys.executable, "-m", "moxin.cli", "inspect", "tokens", str(undisturbed), "--phase", "phase2"]
+    step = subprocess.run([*inspect, "--step", "3"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert step.returncode == 0, step.stderr + step.stdout
+    assert [line.split()[0] for line in step.stdout.splitlines()[-16:]] == [str(i) for i in range(32, 48)]
+    sample = subprocess.run(
+        [*inspect, "--sample", "35"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert sample.returncode == 0, sample.stderr + sample.stdout
+    assert "phase2, sample 35 of 384" in sample.stdout
+    assert "shards/" in sample.stdout
+    (manifest,) = undisturbed.glob("pretrain-phase2-*/manifest.json")
+    mixture = json.loads(manifest.read_text())["counts"]["mixture"]
+    assert sum(row["samples"] for row in mixture) == 384
+    assert {row["source"] for row in mixture} == {"tinyworld", "prose", "code"}
 
 
 def test_a_run_that_is_killed_and_interrupted_again_and_again_ends_the_same(undisturbed):

@@ -86,7 +86,7 @@ class PhaseData:
     def __init__(
         self, tokens_url: str, curriculum: Curriculum, packs: str = "", *, verify: bool = True
     ) -> None:
-        store = Store.open(tokens_url, verify=verify)
+        self.store = store = Store.open(tokens_url, verify=verify)
         packed = Packs(packs) if packs else None
         phase = curriculum.phases[-1]
         self._remote = not storage.is_local(tokens_url)
