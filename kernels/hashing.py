@@ -1,8 +1,8 @@
 """Integer hashing in numba: the MurmurHash3 finalisers (public domain, Austin Appleby) and FNV-1a over code points.
 
 Every operand is cast: numba promotes `uint32 * uint32` to uint64, which would make the 32-bit finaliser silently wrong.
-These functions are compiled into their callers, whose cache on disk does not notice a change here: after an edit, touch
-the callers too.
+These functions are compiled into their callers, whose cache on disk does not notice a change here: after an edit, delete
+`kernels/__pycache__/*.nb?`.
 """
 
 import numpy as np

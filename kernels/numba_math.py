@@ -5,7 +5,8 @@ numba has no bfloat16: a tensor of that type is seen as uint16, whose bits are t
 read and write either type as float32, so one loop serves both. LLVM vectorises these loops (0.2 ns per exponential on one
 core with AVX-512, where numpy's takes 0.6); the library's `exp` it would not.
 
-Functions here are compiled into their callers, whose cache on disk does not notice a change: after an edit, touch those too.
+Functions here are compiled into their callers, whose cache on disk does not notice a change: after an edit, delete
+`kernels/__pycache__/*.nb?`.
 """
 
 import fcntl
