@@ -62,9 +62,14 @@ def build(name: str, backend: tokenizers.Tokenizer) -> Encode:
 
 
 def choose(
-    wanted: str, backend: tokenizers.Tokenizer, sample: pa.Array, control: Iterable[str]
+    wanted: str,
+    backend: tokenizers.Tokenizer,
+    sample: pa.Array,
+    control: Iterable[str],
+    built: dict[str, Encode],
 ) -> tuple[str, Encode]:
     """The back-end to use, by name, and its encoder; `sample` are documents of the corpus, `control` the control tokens.
+    Encoders that are made are put into `built`, and taken from there.
 
     Other ids than the reference's for a single text print that text, and the reference is used. Raises `ValueError` for a
     back-end that is asked for by name and is not installed or does not cover the tokenizer.
@@ -76,7 +81,7 @@ def choose(
         if name not in FAST:
             raise ValueError(f"tokenizer.backend = {name!r}: one of auto, hf, {', '.join(FAST)}")
         try:
-            encode = build(name, backend)
+            encode = built.get(name) or built.setdefault(name, build(name, backend))
         except UnsupportedError as error:
             if wanted == "auto":
                 continue

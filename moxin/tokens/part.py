@@ -1,5 +1,6 @@
 """What is done to one part (one Parquet file) of the curated documents. `run.py` spreads these functions with Ray Data."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -82,12 +83,19 @@ def tokenize(
     The documents keep their order, so the bytes do not depend on who does it or when, nor on the back-end: one that does not
     agree with the reference on a document is told off and the part is made again with the reference.
     """
-    tokenizer = Tokenizer.load(storage.join(store_url, "tokenizer"))
+    url_of_tokenizer = storage.join(store_url, "tokenizer")
+    tokenizer = _loaded(url_of_tokenizer, storage.sha256(storage.join(url_of_tokenizer, "tokenizer.json")))
     try:
         return _tokenize(tokenizer, url, number, store_url, backend, held, questions)
     except MismatchError as error:
         console.warn(f"{url}: {error}; the part is made again with the reference back-end hf")
         return _tokenize(tokenizer, url, number, store_url, "hf", held, questions)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(url: str, sha256: str) -> Tokenizer:
+    """A process that does many parts reads its tokenizer and builds its back-end once: 1 s for Mistral's."""
+    return Tokenizer.load(url)
 
 
 def _tokenize(

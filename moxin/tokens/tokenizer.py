@@ -78,6 +78,7 @@ class Tokenizer:
         self._inside = _inside(spec)
         self._choice: str = "hf"
         self._encode: backends.Encode | None = None
+        self._built: dict[str, backends.Encode] = {}
         contexts = [name for control in self._control for name in (control, f"a{control}a", f" {control} ")]
         for text, ids in zip(contexts, self.encode_batch(contexts), strict=True):
             if not self.control_ids.isdisjoint(ids):
@@ -167,7 +168,9 @@ class Tokenizer:
 
         Raises `ValueError` for a back-end named here that is not installed or does not cover this tokenizer.
         """
-        self._choice, self._encode = backends.choose(backend, self._backend, sample, self._control)
+        self._choice, self._encode = backends.choose(
+            backend, self._backend, sample, self._control, self._built
+        )
         return self._choice
 
     def encode_arrow(self, texts: pa.Array) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
