@@ -150,7 +150,9 @@ def main() -> None:
     table("MB/s of text on one core", ("tokenizer", "what", "MB/s"), rows)
     packages = ("tokenizers", "sentencepiece", "gigatoken", "pyarrow", "numba")
     common.write(
-        "tokenize", {"documents": len(texts), "bytes": n_bytes, "mb_per_second": results}, packages=packages
+        "tokenization",
+        {"documents": len(texts), "bytes": n_bytes, "mb_per_second": results},
+        packages=packages,
     )
 
 
