@@ -21,6 +21,8 @@ from moxin.config import from_jsonable, override, parse_override, to_jsonable
 from moxin.recipe import Recipe, Selection, SourceConfig
 
 INTERRUPTED = 130
+OWN_KINDS = ("prose", "code", "folder", "tree")
+"""Kinds of sources in whose place `--sources` puts the user's documents."""
 RECIPE = "recipe.json"
 """In the folder of a run: the recipe of the last job."""
 
@@ -95,7 +97,7 @@ def with_own_sources(recipe: Recipe, folder: str) -> Recipe:
     url = storage.absolute(folder)
     if not storage.files_under(url):
         raise ValueError(f"--sources {folder}: no such folder, or no file in it ({url})")
-    replaced = [source.name for source in recipe.sources if source.kind in ("prose", "code", "folder")]
+    replaced = [source.name for source in recipe.sources if source.kind in OWN_KINDS]
     kept = tuple(source for source in recipe.sources if source.name not in replaced)
     phases = []
     for phase in recipe.pretrain.phases:

@@ -127,10 +127,11 @@ def padded_vocab(n_tokens: int, multiple: int = 128) -> int:
 @dataclass(frozen=True)
 class SourceConfig:
     """Where documents come from. `prose` and `code` read this Python installation, `tinyworld` and `quiz` are generated,
-    `folder` reads `.txt .md .jsonl(.gz|.zst) .parquet` below `path`."""
+    `folder` reads `.txt .md .jsonl(.gz|.zst) .json.gz .json.zst .parquet .warc(.gz)` below `path`, `tree` the source code of
+    the repository or repositories there. `path` is a folder or one file, local or a URL."""
 
     name: str
-    kind: Literal["prose", "code", "tinyworld", "quiz", "folder"]
+    kind: Literal["prose", "code", "tinyworld", "quiz", "folder", "tree"]
     license: str = ""
     """SPDX expression recorded where a document carries none of its own."""
     path: str = ""
@@ -139,6 +140,9 @@ class SourceConfig:
     max_epochs: float = 0.0
     """How often all phases together may read the source; a mix that needs more is an error. 0 sets no limit. Up to four
     passes are worth nearly as much as fresh data (arXiv 2305.16264)."""
+    text_field: str = ""
+    """Of a folder's JSON lines and Parquet files: the field or column with the text. Empty takes the first that is there of
+    `text`, `content` and `body`."""
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,10 @@ def annotate(batch: pa.Table, judge: Judge) -> tuple[pa.Table, Counter[str]]:
     data, offsets = utf8_buffers(text)
     table = text_kernels.signals(data, offsets)
     signals = {name: table[:, column] for column, name in enumerate(text_kernels.SIGNALS)}
-    if judge.kind == "code":
+    if judge.kind in rules.CODE_KINDS:
         head = pc.utf8_slice_codeunits(text, 0, rules.GENERATED_CHARS)
         signals["generated"] = pc.match_substring_regex(head, rules.GENERATED).to_numpy(zero_copy_only=False)
-        languages = ["python"] * len(batch)
+        languages = [given or "python" for given in batch["lang"].to_pylist()]
     else:
         languages, signals["wanted_language"] = language.identify(text.to_pylist(), judge.config.languages)
     step, reason, detail = _verdicts(judge, signals, languages)

@@ -1,250 +1,258 @@
 """Units of work to Arrow batches of documents. What cannot be read is put into quarantine, and reading goes on.
 
 A quarantine row says which file, where in it, and what was wrong. Good rows of a bad file are kept, also those before the
-point where a compressed file breaks off.
+point where a compressed file breaks off. A store that cannot be reached is no fault of the file: that ends the unit with the
+store's own error, and the unit is read again later.
 """
 
-import json
-import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import zstandard
 
 from moxin import storage
-from moxin.curate import installed
+from moxin.curate import installed, jsonl, licenses, parquet, trees, warc
 from moxin.curate.documents import SCHEMA
-from moxin.curate.sources import Item, Unit
+from moxin.curate.jsonl import DOCUMENT_BYTES, Bad, Row
+from moxin.curate.sources import ONE_DOCUMENT, Item, Unit
 from moxin.recipe import SourceConfig
 
-TEXT_FIELDS = ("text", "content", "body")
 BATCH_BYTES = 4 << 20
 """Text per batch: what a task holds in memory at a time, a document that is larger apart."""
-BLOCK_BYTES = 1 << 14
-"""Compressed bytes given to a decoder at once; all that a broken block holds is lost."""
+QUARANTINE_ROWS = 1000
+"""Of one file or part: a last row has the `count` of all that follow."""
+FETCHED = 64
+"""Small files that are fetched from a store together."""
 
 Quarantine = list[dict[str, Any]]
-Row = dict[str, str]
+
+
+class StoreError(Exception):
+    """The store failed, not the file; its argument is its own error."""
 
 
 def read(unit: Unit, source: SourceConfig, quarantine: Quarantine) -> Iterator[pa.Table]:
-    """Batches with `SCHEMA`, in the order of the files. Rows of bad input are appended to `quarantine`."""
+    """Batches with `SCHEMA`, in the order of the files. Rows of bad input are appended to `quarantine`.
+
+    A row stands for one thing that is wrong, or for as many as its `count` says. Raises `OSError` or `ValueError` where a
+    store cannot be read.
+    """
+    try:
+        yield from _read(unit, source, quarantine)
+    except StoreError as error:
+        raise error.args[0] from None
+
+
+def _read(unit: Unit, source: SourceConfig, quarantine: Quarantine) -> Iterator[pa.Table]:
     rows: list[Row] = []
     size = 0
-    for item in unit.items:
+    for item, data in _fetched(unit.items, source):
+        bad = _collector(item, quarantine)
         if item.path.endswith(".parquet"):
             # Parquet stays in columns; what has gathered in rows goes first, to keep the order.
             if rows:
-                yield pa.Table.from_pylist(rows, SCHEMA)
+                yield _table(rows)
             rows, size = [], 0
-            yield from _read_parquet(item, source, quarantine)
+            yield from _limited_tables(_read_parquet(item, source, bad), item.limit)
             continue
-        for row in _limited(_read_rows(item, source.name, quarantine), item.limit):
-            rows.append(row)
+        known = {name: getattr(item, name) for name in ("id", "license", "url", "lang", "meta")}
+        known["source"] = source.name
+        for row in _limited(_read_rows(item, data, source, bad), item.limit):
+            rows.append(known | row)
             size += len(row["text"])
             if size >= BATCH_BYTES:
-                yield pa.Table.from_pylist(rows, SCHEMA)
+                yield _table(rows)
                 rows, size = [], 0
     if rows:
-        yield pa.Table.from_pylist(rows, SCHEMA)
+        yield _table(rows)
+
+
+def tell_apart(ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[str, int]]:
+    """Ids of which no two are equal, and how often each came that came more than once.
+
+    The second `x` becomes `x#2`, the third `x#3`, or the next number that is free. Given in the order of the units, and in a
+    unit as they were read, the result does not depend on how files were split.
+    """
+    counted = pc.value_counts(ids.combine_chunks())
+    several = counted.filter(pc.greater(counted.field("counts"), 1)).to_pylist()
+    repeated = {row["values"]: row["counts"] for row in several}
+    if not repeated:
+        return ids, {}
+    values = ids.to_pylist()
+    taken, seen = set(values), dict.fromkeys(repeated, 0)
+    for place, value in enumerate(values):
+        if value in seen:
+            seen[value] += 1
+            if (n := seen[value]) > 1:
+                while (new := f"{value}#{n}") in taken:
+                    n += 1
+                taken.add(new)
+                values[place] = new
+    return pa.chunked_array([pa.array(values, pa.string())]), repeated
+
+
+def _table(rows: list[Row]) -> pa.Table:
+    columns = [pa.array([row[name] for row in rows], pa.string()) for name in SCHEMA.names]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _collector(item: Item, quarantine: Quarantine) -> Bad:
+    """Puts what is wrong with a file into quarantine; of a file that is wrong in every line, not every line."""
+    n = 0
+
+    def bad(position: int | str, error: Exception) -> None:
+        nonlocal n
+        n += 1
+        if n <= QUARANTINE_ROWS + 1:
+            row = {"file": item.id, "position": position, "error": f"{type(error).__name__}: {error}"}
+            quarantine.append(row if n <= QUARANTINE_ROWS else {**row, "count": 1})
+        else:
+            quarantine[-1]["count"] += 1
+
+    return bad
 
 
 def _limited(rows: Iterable[Row], limit: int) -> Iterator[Row]:
     total = 0
     for row in rows:
-        total += len(row["text"].encode())
-        if limit and total > limit:
-            return
+        if limit:
+            total += len(row["text"].encode())
+            if total > limit:
+                return
         yield row
 
 
-def _read_rows(item: Item, source: str, quarantine: Quarantine) -> Iterator[Row]:
-    row = {
-        "id": item.id,
-        "source": source,
-        "license": item.license,
-        "url": item.url,
-        "lang": "",
-        "meta": item.meta,
-    }
+def _limited_tables(tables: Iterable[pa.Table], limit: int) -> Iterator[pa.Table]:
+    total = 0
+    for table in tables:
+        if not limit:
+            yield table
+            continue
+        sizes = pc.add(pc.cumulative_sum(pc.cast(pc.binary_length(table["text"]), pa.int64())), total)
+        fits = pc.sum(pc.less_equal(sizes, limit)).as_py() or 0
+        if fits:
+            yield table.slice(0, fits)
+        if fits < len(table):
+            return
+        total = sizes[-1].as_py()
+
+
+def _fetched(items: Iterable[Item], source: SourceConfig) -> Iterator[tuple[Item, bytes | Exception | None]]:
+    """The items, and of files of one document what is in them, or the error. A store is asked for several at a time."""
+
+    def together(item: Item) -> bool:
+        return _is_one(item, source) and not storage.is_local(item.path)
+
+    for several, group in groupby(items, together):
+        waiting: list[Item] = []
+        for item in group:
+            if not several:
+                yield item, _content(item) if _is_one(item, source) else None
+                continue
+            waiting.append(item)
+            if len(waiting) == FETCHED or sum(one.size for one in waiting) > BATCH_BYTES:
+                yield from zip(waiting, storage.in_threads(_content, waiting), strict=True)
+                waiting = []
+        yield from zip(waiting, storage.in_threads(_content, waiting), strict=True)
+
+
+def _is_one(item: Item, source: SourceConfig) -> bool:
+    return not item.root and (source.kind == "tree" or item.path.endswith(ONE_DOCUMENT))
+
+
+def _content(item: Item) -> bytes | Exception:
+    if item.size > DOCUMENT_BYTES:
+        return ValueError(f"a document of {item.size:,} bytes; more than {DOCUMENT_BYTES:,} are not read")
+    try:
+        return storage.read_bytes(item.path)
+    except FileNotFoundError as error:
+        return error
+    except (OSError, ValueError) as error:
+        if storage.is_local(item.path) and isinstance(error, OSError):
+            return error
+        raise StoreError(error) from error
+
+
+def _read_rows(item: Item, data: bytes | Exception | None, source: SourceConfig, bad: Bad) -> Iterator[Row]:
     try:
         if item.root == "pydoc":
-            yield {**row, "text": installed.topics()[item.path]}
+            yield {"text": installed.topics()[item.path]}
         elif item.root:
-            yield {**row, "text": installed.read(item.root, item.path)}
-        elif item.path.endswith((".txt", ".md")):
-            yield {**row, "text": storage.read_bytes(item.path).decode("utf-8-sig")}
+            yield {"text": installed.read(item.root, item.path)}
+        elif isinstance(data, Exception):
+            raise data
+        elif not item.size:
+            raise ValueError("the file is empty")
+        elif data is not None:
+            yield _one(item, data, source)
         else:
-            yield from _read_jsonl(item, row, quarantine)
-    except (OSError, UnicodeDecodeError) as error:
-        quarantine.append(_trouble(item, getattr(error, "start", 0), error))
-
-
-def _trouble(item: Item, position: int | str, error: Exception) -> dict[str, Any]:
-    return {"file": item.id, "position": position, "error": f"{type(error).__name__}: {error}"}
-
-
-def _read_jsonl(item: Item, row: Row, quarantine: Quarantine) -> Iterator[Row]:
-    with storage.open_read(item.path) as handle:
-        lines = _lines(_decompressed(handle, item.path))
-        number = 0
-        while True:
-            number += 1
-            try:
-                line = next(lines, None)
-            except (EOFError, zlib.error, zstandard.ZstdError) as error:
-                quarantine.append(_trouble(item, f"line {number}", error))
-                return
-            if line is None:
-                return
-            if not line.strip():
-                continue
-            try:
-                yield {**row, "id": f"{item.id}:{number}", **_parse(line)}
-            except (ValueError, RecursionError) as error:  # JSON or Unicode that is none, or not a document
-                quarantine.append(_trouble(item, f"line {number}", error))
-
-
-def _parse(line: bytes) -> Row:
-    """The fields of a document that a JSON line has. Raises `ValueError` where it has no text."""
-    record = json.loads(line.decode("utf-8"))
-    if not isinstance(record, dict):
-        raise ValueError(f"expected an object, found {type(record).__name__}")
-    text = next((record[name] for name in TEXT_FIELDS if isinstance(record.get(name), str)), None)
-    if text is None:
-        raise ValueError(f"no string in any of {', '.join(TEXT_FIELDS)}; found {', '.join(record)}"[:500])
-    row = {"text": text}
-    if isinstance(record.get("id"), (str, int)):
-        row["id"] = str(record["id"])
-    row |= {name: record[name] for name in ("license", "url") if isinstance(record.get(name), str)}
-    for value in row.values():
-        value.encode()  # half a surrogate pair is JSON, but no text
-    return row
-
-
-def _decompressed(handle: IO[bytes], path: str) -> Iterator[bytes]:
-    """Blocks of the file's content, as far as it can be had. Raises where it breaks off or is corrupt."""
-
-    if not path.endswith((".gz", ".zst")):
-        while block := handle.read(BLOCK_BYTES):
-            yield block
-        return
-    decoder, begun = _decoder(path), False
-    while block := handle.read(BLOCK_BYTES):
-        while block:
-            begun = True
-            yield decoder.decompress(block)
-            block = b""
-            if decoder.eof:  # both formats may hold several streams, one after the other
-                block, decoder, begun = decoder.unused_data.lstrip(b"\0"), _decoder(path), False
-    if begun:
-        raise EOFError("the compressed file breaks off")
-
-
-def _decoder(path: str) -> Any:
-    if path.endswith(".gz"):
-        return zlib.decompressobj(wbits=31)
-    return zstandard.ZstdDecompressor().decompressobj()
-
-
-def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    pieces: list[bytes] = []  # of a line that goes over several blocks
-    for block in blocks:
-        head, *more = block.split(b"\n")
-        pieces.append(head)
-        if more:
-            yield b"".join(pieces)
-            yield from more[:-1]
-            pieces = more[-1:]
-    yield b"".join(pieces)
-
-
-def _read_parquet(item: Item, source: SourceConfig, quarantine: Quarantine) -> Iterator[pa.Table]:
-    """Batches from a Parquet file, a row group at a time; a broken group costs only itself."""
-    taken = 0
-    try:
-        with storage.open_read(item.path) as handle:
-            file = pq.ParquetFile(handle, page_checksum_verification=True)
-            names = file.schema_arrow.names
-            text = next((name for name in TEXT_FIELDS if name in names), None)
-            if text is None:
-                raise ValueError(f"no column {', '.join(TEXT_FIELDS)}; found {', '.join(names)}")
-            columns = list(dict.fromkeys((text, *(name for name in SCHEMA.names if name in names))))
-            first = 0
-            for group in range(file.num_row_groups):
-                n_rows = file.metadata.row_group(group).num_rows
-                try:
-                    table = file.read_row_group(group, columns=columns)
-                except (OSError, pa.ArrowException) as error:
-                    quarantine.append(_trouble(item, f"rows {first} to {first + n_rows - 1}", error))
+            with _opened(item.path) as handle:
+                if item.path.endswith((".warc", ".warc.gz", ".warc.wet.gz")):
+                    yield from warc.read(handle, item.path, bad, item.id)
                 else:
-                    table = _documents(table.rename_columns({text: "text"}), first, item, source, quarantine)
-                    for batch in _slices(table):
-                        sizes = np.cumsum(pc.binary_length(batch["text"]).to_numpy()) + taken
-                        fits = int(np.searchsorted(sizes, item.limit, "right")) if item.limit else len(batch)
-                        if fits:
-                            yield batch.slice(0, fits)
-                        if fits < len(batch):
-                            return
-                        taken = int(sizes[-1])
-                first += n_rows
-    except (OSError, ValueError, pa.ArrowException) as error:
-        quarantine.append(_trouble(item, 0, error))
+                    yield from jsonl.read(
+                        handle, item.path, item.first, item.stop, source.text_field, bad, item.id
+                    )
+    except (OSError, ValueError) as error:
+        bad(getattr(error, "start", 0), error)
 
 
-def _slices(table: pa.Table) -> Iterator[pa.Table]:
-    """The table in slices of about `BATCH_BYTES` of text."""
-    if not len(table):
+def _one(item: Item, data: bytes, source: SourceConfig) -> Row:
+    """A file that is one document. Raises `ValueError` where it is no text."""
+    if source.kind != "tree":
+        return {"text": data.decode("utf-8-sig")}
+    text = trees.decoded(data)
+    own = licenses.of_header(text)
+    return {"text": text, "license": own} if own else {"text": text}
+
+
+def _read_parquet(item: Item, source: SourceConfig, bad: Bad) -> Iterator[pa.Table]:
+    only = "" if source.kind == "folder" else source.kind
+    known = {name: getattr(item, name) for name in ("id", "license", "url", "lang", "meta")}
+    known["source"] = source.name
+    try:
+        with _opened(item.path) as handle:
+            yield from parquet.read(
+                handle, item.first, item.stop, source.text_field, BATCH_BYTES, known, only, bad
+            )
+    except OSError as error:
+        bad(0, error)
+
+
+class _Remote:
+    """A file of a store whose failures are `StoreError`."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._handle.read(size)
+        except (OSError, ValueError) as error:
+            raise StoreError(error) from error
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[IO[bytes]]:
+    """Raises `OSError` for a local file that cannot be opened, and `FileNotFoundError`, else `StoreError`."""
+    if storage.is_local(url):
+        with storage.open_read(url) as handle:
+            yield handle
         return
-    which = np.cumsum(pc.binary_length(table["text"]).to_numpy()) // BATCH_BYTES
-    cuts = np.flatnonzero(np.diff(which)) + 1
-    for start, stop in zip([0, *cuts], [*cuts, len(table)], strict=True):
-        yield table.slice(int(start), int(stop - start))
-
-
-def _utf8(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column as strings, with null in place of what is not UTF-8."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
+    opening = storage.open_read(url)
     try:
-        return column.cast(pa.string())
-    except pa.ArrowInvalid:
-        values = (value.as_buffer().to_pybytes() if value.is_valid else b"\xff" for value in column)
-        return pa.chunked_array([pa.array([_decoded(value) for value in values], pa.string())])
-
-
-def _decoded(value: bytes) -> str | None:
+        handle = opening.__enter__()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise StoreError(error) from error
     try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _documents(
-    table: pa.Table, first: int, item: Item, source: SourceConfig, quarantine: Quarantine
-) -> pa.Table:
-    """The table with `SCHEMA`, what is missing filled in; rows without text or with broken UTF-8 go into quarantine."""
-    text = _utf8(table["text"])
-    position = pc.add(pa.array(np.arange(len(table))), first)
-    for row in np.flatnonzero(pc.is_null(text).to_numpy()):
-        error = ValueError("the text is null or not UTF-8")
-        quarantine.append(_trouble(item, f"row {first + int(row)}", error))
-
-    numbered = pc.binary_join_element_wise(item.id, pc.cast(position, pa.string()), ":")
-    columns = {
-        "id": pc.coalesce(_utf8(table["id"]), numbered) if "id" in table.column_names else numbered,
-        "text": text,
-        "source": pa.array([source.name] * len(table), pa.string()),
-    }
-    for name in ("license", "url", "lang", "meta"):
-        default = {"license": item.license, "meta": item.meta}.get(name, "")
-        given = _utf8(table[name]) if name in table.column_names else pa.nulls(len(table), pa.string())
-        columns[name] = pc.coalesce(given, default)
-    keep = pc.is_valid(text)
-    if source.kind != "folder":  # the world holds several sources in one file
-        keep = pc.and_(keep, pc.equal(table["source"], source.kind))
-    return pa.table(columns, schema=SCHEMA).filter(keep)
+        yield _Remote(handle)  # type: ignore[misc]
+    finally:
+        opening.__exit__(None, None, None)

@@ -31,7 +31,8 @@ def report(
         {"source": recipe.sources[item["source"]].name, **row} for item in done for row in item["quarantine"]
     ]
     storage.write_jsonl(builder.file("quarantine.jsonl"), quarantine)
-    funnel = _funnel(decided.rows, len(quarantine))
+    n_quarantined = sum(row.get("count", 1) for row in quarantine)
+    funnel = _funnel(decided.rows, n_quarantined)
     storage.write_json(builder.file("funnel.json"), funnel)
     leaks = decided.rows.filter(pc.equal(decided.rows["step"], "decontamination")).to_pylist()
     contamination = {
@@ -51,7 +52,7 @@ def report(
     builder.counts |= {
         "documents_in": len(decided.rows),
         "documents_out": len(kept),
-        "quarantined": len(quarantine),
+        "quarantined": n_quarantined,
         "planted": planted,
         "scrubbed": dict(sorted(scrubbed.items())),
         "sources": {s.name: {"in": came[s.name], "out": went[s.name]} for s in recipe.sources},

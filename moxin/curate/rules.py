@@ -19,6 +19,8 @@ MAX_LINE_LENGTH, MAX_MEAN_LINE_LENGTH, MIN_ALNUM_RATIO = 1000, 100, 0.25
 GENERATED = (
     r"(?i)\b(auto-?generated|automatically generated|generated (by|from|using)|do not (edit|modify))\b"
 )
+CODE_KINDS = ("code", "tree")
+"""Kinds of sources that hold code."""
 GENERATED_CHARS = 1000
 """Code that says within so many characters that a program wrote it was not written by anybody."""
 
@@ -43,7 +45,7 @@ def rules_for(kind: str, config: CurateConfig) -> list[Rule]:
         Rule("length", "too_short", "n_chars", "<", config.min_chars),
         Rule("length", "too_long", "n_chars", ">", config.max_chars),
     ]
-    if kind == "code":
+    if kind in CODE_KINDS:
         return [
             *length,
             Rule("quality", "long_line", "max_line_length", ">", MAX_LINE_LENGTH),

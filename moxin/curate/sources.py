@@ -6,19 +6,33 @@ what one task reads, and what is redone when a task dies.
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
+
+import pyarrow as pa
 
 from moxin import storage
 from moxin.artifact import Artifact
 from moxin.config import digest
-from moxin.curate import installed
+from moxin.curate import installed, parquet, trees
 from moxin.curate.documents import stable_hash
 from moxin.recipe import SourceConfig
 
 UNIT_BYTES = 1 << 20
-"""Files are put together into a unit up to this size; a larger file is a unit of its own."""
+"""Installed files are put together into a unit up to this size."""
+FOLDER_UNIT_BYTES = 64 << 20
+"""Text of a unit of a folder or tree, estimated. Files are put together up to it, and a larger file is split into parts of
+about this size where that can be done without reading it: plain JSON lines by bytes, Parquet by row groups."""
+UNIT_FILES = 8192
+"""Each file is a request to an object store."""
+TEXT_PER_BYTE = {".gz": 4, ".zst": 4, ".parquet": 3}
+"""Uncompressed text in a byte of a compressed file, roughly."""
 ONE_DOCUMENT = (".txt", ".md")
-MANY_DOCUMENTS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+MANY_DOCUMENTS = (
+    *(".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".parquet"),
+    *(".warc", ".warc.gz", ".warc.wet.gz"),
+)
 
 
 @dataclass(frozen=True)
@@ -31,12 +45,17 @@ class Item:
     id: str
     """The document's id, or what the ids of the file's documents begin with where they bring none."""
     size: int
-    """Bytes, compressed as they lie."""
+    """Bytes, compressed as they lie; of a part, its share."""
     license: str
     url: str = ""
     meta: str = "{}"
     limit: int = 0
     """Bytes of text after which reading stops; 0 reads all."""
+    lang: str = ""
+    first: int = 0
+    """Of a part of a file: the byte from which on lines belong to it, or the first row group."""
+    stop: int = 0
+    """The byte or row group behind it; 0 reads to the end."""
 
 
 @dataclass(frozen=True)
@@ -58,49 +77,121 @@ class Unit:
 
 
 def check(source: SourceConfig) -> None:
-    """Raises `ValueError` where a folder source cannot be read at all."""
-    if source.kind != "folder":
-        return
+    """Raises `ValueError` where a folder or tree cannot be read at all, or a setting has no effect."""
+    _checked(source)
+
+
+def _checked(source: SourceConfig) -> list[tuple[str, int]]:
+    """Names and sizes of the files of a folder or tree; none for other kinds."""
     where = f"source {source.name!r}: {source.path or '(no path)'}"
-    wanted = " ".join(ONE_DOCUMENT + MANY_DOCUMENTS)
+    if source.text_field and source.kind != "folder":
+        raise ValueError(
+            f"sources.{source.name}.text_field has no effect on kind {source.kind!r}; leave it out"
+        )
+    if source.kind not in ("folder", "tree"):
+        return []
+    wanted = " ".join(ONE_DOCUMENT + MANY_DOCUMENTS) if source.kind == "folder" else "source code"
     if not source.path or not storage.exists(source.path):
         raise ValueError(
             f"{where}: no such folder; set sources.{source.name}.path to one with {wanted} files"
         )
-    if not _folder_files(source.path):
+    if source.kind == "folder":
+        files = _folder_files(source.path)
+        some = bool(files)
+    else:
+        files = sorted(trees.listing(source.path).items())
+        some = any(trees.is_code(name, size) for name, size in files)
+    if not some:
         raise ValueError(f"{where}: holds none of {wanted}")
+    for name, _ in files:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where}: the name of {name!r} is not UTF-8; rename the file") from error
+    return files
 
 
 def fingerprint(source: SourceConfig) -> str:
-    """What stands for a folder's content in the artifact's key: names and sizes of its files. Empty for other kinds.
-    Raises `ValueError` for a folder that is missing or holds no documents.
+    """What stands for a folder's or tree's content in the artifact's key: names and sizes of its files. Empty for other
+    kinds. Raises `ValueError` for a folder that is missing or holds no documents.
 
     Installed packages are not part of it: a development tool installed later must not set off a new training run.
     """
-    check(source)
-    return digest(_folder_files(source.path)) if source.kind == "folder" else ""
+    files = _checked(source)
+    return digest(files) if source.kind in ("folder", "tree") else ""
 
 
 def units(sources: tuple[SourceConfig, ...], world: Artifact) -> list[Unit]:
     """All units, source by source."""
     found = []
     for position, source in enumerate(sources):
+        items = limited(_items(source, world), source.max_bytes)
+        most = UNIT_BYTES
+        if source.kind in ("folder", "tree"):
+            parts = storage.in_threads(partial(_parts, source), items)
+            items, most = [part for of_file in parts for part in of_file], FOLDER_UNIT_BYTES
         group: list[Item] = []
-        for item in limited(_items(source, world), source.max_bytes):
-            if group and sum(other.size for other in group) + item.size > UNIT_BYTES:
+        size = 0
+        for item in items:
+            if group and (size + text_bytes(item) > most or len(group) == UNIT_FILES):
                 found.append(Unit(position, tuple(group)))
-                group = []
+                group, size = [], 0
             group.append(item)
+            size += text_bytes(item)
         if group:
             found.append(Unit(position, tuple(group)))
     return found
+
+
+def text_bytes(item: Item) -> int:
+    """Bytes of text in a file or part of one, roughly."""
+    if item.root:
+        return item.size
+    return item.size * next((n for suffix, n in TEXT_PER_BYTE.items() if item.path.endswith(suffix)), 1)
+
+
+def _parts(source: SourceConfig, item: Item) -> list[Item]:
+    """A file of a folder as parts of about `FOLDER_UNIT_BYTES` of text, or itself.
+
+    Compressed lines and archives stay whole: where a line or record begins in them is not to be known without reading.
+    """
+    if source.kind != "folder" or text_bytes(item) <= FOLDER_UNIT_BYTES:
+        return [item]
+    if item.path.endswith(".jsonl"):
+        n = -(-item.size // FOLDER_UNIT_BYTES)
+        sizes, edges = [1] * n, [item.size * i // n for i in range(n + 1)]
+    elif item.path.endswith(".parquet"):
+        try:
+            with storage.open_read(item.path) as handle:
+                sizes = parquet.groups(handle, source.text_field)
+        except (pa.ArrowException, OSError, ValueError):
+            return [item]  # what is wrong with it is said where it is read
+        which = [total // FOLDER_UNIT_BYTES for total in accumulate(sizes, initial=0)]
+        edges = [i for i in range(len(sizes)) if i == 0 or which[i] != which[i - 1]] + [len(sizes)]
+        sizes = [sum(sizes[a:b]) for a, b in pairwise(edges)]
+    else:
+        return [item]
+    if len(edges) < 3:
+        return [item]
+    total = sum(sizes)
+    return [
+        replace(
+            item,
+            size=item.size * size // total,
+            limit=max(item.limit * size // total, 1) if item.limit else 0,
+            first=first,
+            stop=stop,
+        )
+        for size, (first, stop) in zip(sizes, pairwise(edges), strict=True)
+    ]
 
 
 def limited(items: list[Item], max_bytes: int) -> list[Item]:
     """At most `max_bytes` of text, 0 for all.
 
     Files of one document are drawn by the hash of their id, not in the order of the alphabet, until the next would be too
-    much. A file of many documents is read up to its share of the limit, for its unpacked size is not known.
+    much. A file of many documents is read up to its share of the limit, for its unpacked size is not known; one that is
+    split gives a share from the beginning of each part.
     """
     if not max_bytes:
         return items
@@ -125,11 +216,30 @@ def _items(source: SourceConfig, world: Artifact) -> list[Item]:
     if source.kind in ("tinyworld", "quiz"):
         size = world.manifest["files"]["documents.parquet"]["bytes"]
         return [Item("world", world.file("documents.parquet"), "world", size, source.license)]
-    if source.kind == "folder":
+    if source.kind in ("folder", "tree"):
         folder = storage.absolute(source.path)  # tasks have other working directories
+    if source.kind == "folder":
+        files = _checked(source)
+        at = folder.rpartition("/")[2]
+        one = [(at, size) for name, size in files if not name]
+        return [Item("", folder, at, size, source.license) for at, size in one] or [
+            Item("", storage.join(folder, name), name, size, source.license) for name, size in files
+        ]
+    if source.kind == "tree":
         return [
-            Item("", storage.join(folder, name), name, size, source.license)
-            for name, size in _folder_files(source.path)
+            Item(
+                "",
+                storage.join(folder, file.name),
+                file.name,
+                file.size,
+                source.license if file.license is None else file.license,
+                url=file.name,
+                meta=json.dumps(
+                    {"repository": file.repository, "path": file.name.removeprefix(f"{file.repository}/")}
+                ),
+                lang=file.lang,
+            )
+            for file in trees.files(folder)
         ]
     items = [
         Item(
@@ -152,15 +262,11 @@ def _items(source: SourceConfig, world: Artifact) -> list[Item]:
 
 
 def _folder_files(url: str) -> list[tuple[str, int]]:
-    """Relative names and sizes of the readable files below a folder, sorted; hidden ones are left out."""
-    fs, path = storage.filesystem(url)
-    prefix = path.rstrip("/") + "/"
-    sizes = {
-        str(name).removeprefix(prefix): int(info["size"]) for name, info in fs.find(path, detail=True).items()
-    }
+    """Relative names and sizes of the readable files below a folder, sorted; hidden ones are left out. A file's own name is
+    empty."""
     return sorted(
         (name, size)
-        for name, size in sizes.items()
-        if name.endswith(ONE_DOCUMENT + MANY_DOCUMENTS)
+        for name, size in storage.sizes_under(url).items()
+        if (name or url.rstrip("/")).endswith(ONE_DOCUMENT + MANY_DOCUMENTS)
         and not any(part.startswith(".") for part in name.split("/"))
     )

@@ -58,9 +58,9 @@ def test_every_kind_of_file_is_read_with_its_ids(tmp_path):
     assert [(row["id"], row["text"]) for row in rows] == [
         ("b.md", "# markdown"),
         ("7", "with id"),
-        ("c.jsonl:3", "no id"),
-        *((f"d.jsonl.gz:{i + 1}", f"document {i} é") for i in range(3)),
-        *((f"e.jsonl.zst:{i + 1}", f"document {i} é") for i in range(3)),
+        ("c.jsonl:63", "no id"),
+        *((f"d.jsonl.gz:{i * len(jsonl(1))}", f"document {i} é") for i in range(3)),
+        *((f"e.jsonl.zst:{i * len(jsonl(1))}", f"document {i} é") for i in range(3)),
         ("5", "p"),
         ("f.parquet:1", "q"),
         ("sub/a.txt", "text é\r\n"),
@@ -92,6 +92,16 @@ def corrupt_files() -> Iterator[tuple[str, bytes, int, str, str]]:
     flipped[len(flipped) // 2] ^= 0xFF
     yield "flipped.jsonl.gz", bytes(flipped), -1, "line", "error: Error -3"
     yield "no.jsonl.zst", b"this is not zstandard", 0, "line 1", "ZstdError"
+    yield "text.jsonl.gz", jsonl(3), 0, "line 1", "the content is not compressed, the name says gzip"
+    yield "zst.jsonl", zstandard.compress(jsonl(3)), 0, "line 1", "is Zstandard, the name says not compressed"
+    yield "gz.jsonl.zst", gzip.compress(jsonl(3)), 0, "line 1", "is gzip, the name says Zstandard"
+    yield "utf16.jsonl", "{}".encode("utf-16"), 0, "line 1", "the content is UTF-16"
+    yield "empty.jsonl", b"", 0, "0", "the file is empty"
+    yield "empty.jsonl.gz", b"", 0, "0", "the file is empty"
+    yield "empty.txt", b"", 0, "0", "the file is empty"
+    yield "empty.parquet", b"", 0, "0", "ArrowInvalid"
+    meta = b'{"text": "a", "meta": "\\ud800"}\n'
+    yield "meta.jsonl", meta + jsonl(1), 1, "line 1", "UnicodeEncodeError"
     yield "latin1.txt", "café".encode("latin-1"), 0, "3", "UnicodeDecodeError"
     yield "no.parquet", b"PAR1 and nothing else", 0, "0", "ArrowInvalid"
 
