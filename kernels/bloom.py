@@ -18,7 +18,8 @@ from numba.core import cgutils
 from numpy.typing import NDArray
 
 from kernels.hashing import mix64
-from kernels.spans import pointer, read_only, word_at
+from kernels.memory import pointer
+from kernels.spans import read_only, word_at
 
 SHARD_BYTES = 2**30
 _AHEAD = 12

@@ -14,17 +14,14 @@ held by hash and compared byte for byte; no result depends on luck. When the tab
 entry is full, all is forgotten, so memory is bounded.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import extending, int64, njit, types, uint64
-from numba.core import cgutils
+from numba import int64, njit, uint64
 from numpy.typing import NDArray
 
+from kernels.memory import load64, pointer, trailing_zeros
 from kernels.text import next_code_point
-
-_intrinsic: Any = extending.intrinsic
 
 N_CODE_POINTS = 0x110000
 WORDS, GPT2, MERGES = 0, 1, 2
@@ -121,45 +118,11 @@ def empty_cache(n_bytes: int) -> Cache:
     )
 
 
-@_intrinsic
-def _pointer(typing: Any, array: Any) -> Any:
-    """Where an array's elements are. Unlike an array, a pointer is not counted by reference, which costs more than all else
-    here; whoever takes one keeps the array."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.make_array(signature.args[0])(context, builder, args[0]).data
-
-    return types.CPointer(array.dtype)(array), codegen
-
-
-@_intrinsic
-def _load64(typing: Any, data: Any, at: Any) -> Any:
-    """The eight bytes from a pointer's byte `at` on as a little-endian uint64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(64).as_pointer())
-        word = builder.load(pointer)
-        word.align = 1
-        return word
-
-    return types.uint64(data, types.intp), codegen
-
-
-@_intrinsic
-def _trailing_zeros(typing: Any, value: Any) -> Any:
-    """How many low bits of a uint64 are zero; 64 of none."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], cgutils.false_bit)
-
-    return types.int64(types.uint64), codegen
-
-
 @njit(forceinline=True)
 def _word(data: NDArray[np.uint8], size: int, at: int, n: int) -> np.uint64:
     """The next `n` bytes (eight of more) as a uint64, zeros above; `data` has `size` bytes."""
     if at + 8 <= size:
-        return _load64(data, at) & _keep(n)
+        return load64(data, at) & _keep(n)
     word = uint64(0)
     for k in range(min(n, 8, size - at)):
         word |= uint64(data[at + k]) << uint64(8 * k)
@@ -182,7 +145,7 @@ def _letters_end(t: _Tables, at: int, end: int) -> int:
         above, beyond = folded + uint64(0x1F1F1F1F1F1F1F1F), folded + uint64(0x0505050505050505)
         stops = (~above | beyond | word) & _HIGH
         if stops:
-            at += _trailing_zeros(stops) >> 3
+            at += trailing_zeros(stops) >> 3
             break
         at += 8
     return min(at, end)
@@ -242,7 +205,7 @@ def may_change(
         at, end = offsets[doc], offsets[doc + 1]
         last = np.uint8(0)
         while at < end:
-            if at + 8 <= end and not _load64(_pointer(data), at) & _HIGH:
+            if at + 8 <= end and not load64(pointer(data), at) & _HIGH:
                 at += 8
                 last = np.uint8(0)
                 continue
@@ -575,8 +538,8 @@ def _short_key(
     """Both words of the key of a piece of at most `_SHORT` bytes."""
     low, high = uint64(0), uint64(0)
     if at + 16 <= size:
-        low = _load64(data, at) & _keep(n)
-        high = _load64(data, at + 8) & _keep(max(n - 8, 0))
+        low = load64(data, at) & _keep(n)
+        high = load64(data, at + 8) & _keep(max(n - 8, 0))
     else:
         low = _word(data, size, at, n)
         high = _word(data, size, at + 8, max(n - 8, 0))
@@ -613,7 +576,7 @@ def _find_long(
     while known.table[slot + 1]:
         if known.table[slot] == low and known.table[slot + 1] == high:
             begin, k = int64(known.table[slot + 3] >> uint64(32)), 0
-            while k < n and _load64(known.text, begin + k) == _word(data, size, at + k, n - k):
+            while k < n and load64(known.text, begin + k) == _word(data, size, at + k, n - k):
                 k += 8
             if k >= n:
                 break
@@ -674,10 +637,10 @@ def whole_pieces(
         at, n = offsets[k], offsets[k + 1] - offsets[k]
         three[0] = ids[k]  # which keeps the array, too
         if n <= _SHORT:
-            low, high = _short_key(_pointer(data), data.size, at, n, False)
+            low, high = _short_key(pointer(data), data.size, at, n, False)
         else:
-            low, high = _long_key(_pointer(data), data.size, at, n, False)
-        _insert(cache, _pointer(data), at, n, low, high, _pointer(three), 0, 1)
+            low, high = _long_key(pointer(data), data.size, at, n, False)
+        _insert(cache, pointer(data), at, n, low, high, pointer(three), 0, 1)
 
 
 @njit(nogil=True, cache=True)
@@ -714,13 +677,13 @@ def _merge_huge(
 ) -> int:
     """`_merge_piece` with room of its own."""
     symbols = np.empty(stop - at + 1, np.int32)
-    count = _merge_piece(t, at, stop, prefixed, _pointer(symbols), ranks, out, first)
+    count = _merge_piece(t, at, stop, prefixed, pointer(symbols), ranks, out, first)
     return count + 0 * symbols.size  # keeps the room until here
 
 
 @njit(forceinline=True)
 def _known(cache: Cache) -> _Known:
-    return _Known(_pointer(cache.table), cache.table.size - 1, _pointer(cache.text), _pointer(cache.ids))
+    return _Known(pointer(cache.table), cache.table.size - 1, pointer(cache.text), pointer(cache.ids))
 
 
 @njit(nogil=True, cache=True)
@@ -736,28 +699,28 @@ def _encode(
 ) -> None:
     """`encode` into `ids` and `starts`, with room for the symbols of a piece that is cached and for few ranks."""
     t = _Tables(
-        _pointer(data),
+        pointer(data),
         data.size,
         model.style,
         model.by_bytes,
-        _pointer(model.initial),
-        _pointer(model.fallback),
+        pointer(model.initial),
+        pointer(model.fallback),
         model.fallback.min() >= 0,
         model.unknown,
         model.fuse_unknown,
-        _pointer(model.classes),
-        _pointer(model.pairs),
+        pointer(model.classes),
+        pointer(model.pairs),
         model.pairs.size // 2 - 1,
-        _pointer(model.joins),
+        pointer(model.joins),
         model.joins.size - 1,
-        _pointer(model.ascii_joins),
+        pointer(model.ascii_joins),
         model.every_space,
-        _pointer(model.spaces),
+        pointer(model.spaces),
         model.spaces.size - 1,
     )
     known, whole = _known(cache), _known(model.whole)
     has_whole = model.whole.used[0] > 0
-    out, room, few_ranks = _pointer(ids), _pointer(symbols), _pointer(ranks)
+    out, room, few_ranks = pointer(ids), pointer(symbols), pointer(ranks)
     n_out = 0
     for doc in range(offsets.size - 1):
         at, end = offsets[doc], offsets[doc + 1]

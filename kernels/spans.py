@@ -9,12 +9,11 @@ import functools
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import extending, int64, njit, types, uint64
-from numba.core import cgutils
+from numba import int64, njit, uint64
 from numpy.typing import NDArray
 
 from kernels.hashing import mix64
+from kernels.memory import load64, pointer, store64, trailing_zeros
 from kernels.text import N_CODE_POINTS, SPACE, next_code_point, unicode_tables
 
 RAW, WORDS, LINE = 0, 1, 2
@@ -27,52 +26,6 @@ _BEYOND = np.int64(N_CODE_POINTS - 1)
 
 Bytes = NDArray[np.uint8]
 Positions = NDArray[np.int64]
-_intrinsic: Any = extending.intrinsic
-
-
-@_intrinsic
-def pointer(typing: Any, array: Any) -> Any:
-    """Where an array's elements are. Unlike an array, a pointer is not counted by reference, which costs more than all else
-    here; whoever takes one keeps the array."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.make_array(signature.args[0])(context, builder, args[0]).data
-
-    return types.CPointer(array.dtype)(array), codegen
-
-
-@_intrinsic
-def load64(typing: Any, data: Any, at: Any) -> Any:
-    """The eight bytes from a pointer's byte `at` on as a little-endian uint64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = builder.load(builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(64).as_pointer()))
-        word.align = 1
-        return word
-
-    return types.uint64(data, types.intp), codegen
-
-
-@_intrinsic
-def store64(typing: Any, data: Any, at: Any, value: Any) -> Any:
-    """Writes a uint64 as eight little-endian bytes from a pointer's byte `at` on."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        target = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(64).as_pointer())
-        builder.store(args[2], target).align = 1
-        return context.get_dummy_value()
-
-    return types.void(data, types.intp, types.uint64), codegen
-
-
-@_intrinsic
-def _trailing_zeros(typing: Any, value: Any) -> Any:
-    """How many low bits of a uint64 are zero; 64 of none."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], cgutils.false_bit)
-
-    return types.int64(types.uint64), codegen
 
 
 @njit(forceinline=True)
@@ -136,7 +89,7 @@ def _cut(data: Bytes, offsets: Positions, width: int) -> tuple[Positions, Positi
             if not found:
                 at += 8
                 continue
-            at += _trailing_zeros(found) >> 3
+            at += trailing_zeros(found) >> 3
             if at + width > end:
                 break
             if width == 2 and text[at + 1] != 10:

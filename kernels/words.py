@@ -28,14 +28,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import extending, int64, njit, types, uint64
+from numba import int64, njit, uint64
 from numpy.typing import NDArray
 
 from kernels import words_english
 from kernels.hashing import FNV_OFFSET, fnv1a, mix64
+from kernels.memory import pointer
 from kernels.text import next_code_point
-
-_intrinsic: Any = extending.intrinsic
 
 N_CODE_POINTS = 0x110000
 SPACE, ALPHA, LOWER, UPPER = np.uint16(1), np.uint16(2), np.uint16(4), np.uint16(8)
@@ -83,7 +82,7 @@ class Tables(NamedTuple):
 
 
 class _Rules(NamedTuple):
-    """`Tables` as pointers, see `_pointer`."""
+    """`Tables` as pointers, see `pointer`."""
 
     classes: NDArray[np.uint16]
     bytes: NDArray[np.uint8]
@@ -254,17 +253,6 @@ def _tables(cases: dict[str, tuple[str, ...]], parts: dict[str, tuple[str, ...]]
     )
 
 
-@_intrinsic
-def _pointer(typing: Any, array: Any) -> Any:
-    """Where an array's elements are. Arrays are counted by reference whenever they are handed on, which costs more than all
-    else here; pointers are not, so whoever takes one keeps the array."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.make_array(signature.args[0])(context, builder, args[0]).data
-
-    return types.CPointer(array.dtype)(array), codegen
-
-
 @njit(forceinline=True)
 def _code_point(data: NDArray[np.uint8], at: int) -> tuple[int, int]:
     """The code point whose first byte is at `at`, and where the next one begins."""
@@ -275,23 +263,23 @@ def _code_point(data: NDArray[np.uint8], at: int) -> tuple[int, int]:
 @njit(forceinline=True)
 def _rules(t: Tables) -> _Rules:
     return _Rules(
-        _pointer(t.classes),
-        _pointer(t.bytes),
-        _pointer(t.second_bytes),
-        _pointer(t.filter),
-        _pointer(t.slots),
+        pointer(t.classes),
+        pointer(t.bytes),
+        pointer(t.second_bytes),
+        pointer(t.filter),
+        pointer(t.slots),
         t.slots.size - 1,
-        _pointer(t.text),
-        _pointer(t.text_at),
-        _pointer(t.kinds),
-        _pointer(t.pieces),
-        _pointer(t.piece_second),
-        _pointer(t.piece_at),
-        _pointer(t.parts),
-        _pointer(t.edges),
+        pointer(t.text),
+        pointer(t.text_at),
+        pointer(t.kinds),
+        pointer(t.pieces),
+        pointer(t.piece_second),
+        pointer(t.piece_at),
+        pointer(t.parts),
+        pointer(t.edges),
         t.edges.shape[1],
-        _pointer(t.complete),
-        _pointer(t.unchanged),
+        pointer(t.complete),
+        pointer(t.unchanged),
         t.longest,
     )
 
@@ -306,7 +294,7 @@ def _hash(data: NDArray[np.uint8], at: int, end: int) -> np.uint64:
 
 @njit(cache=True)
 def _hash_of(text: NDArray[np.uint8]) -> np.uint64:
-    return _hash(_pointer(text), 0, text.size)
+    return _hash(pointer(text), 0, text.size)
 
 
 @njit(forceinline=True)
@@ -826,14 +814,14 @@ def _split(
     suffixes, marks = np.empty(longest, np.int64), np.empty(longest, np.int64)
     room = (offsets[n_docs] - offsets[0]) // 4 + longest
     starts, ends = np.empty(room, np.int64), np.empty(room, np.int64)
-    data, rules = _pointer(text), _rules(t)
+    data, rules = pointer(text), _rules(t)
     n: Any = int64(0)  # a plain 0 is a type of its own, for which numba would compile all of this once more
     for doc in range(n_docs):
         if n + offsets[doc + 1] - offsets[doc] > room:
             room = 2 * room + longest
             starts, ends = _grown(starts, n, room), _grown(ends, n, room)
-        out = _Out(_pointer(starts), _pointer(ends), _pointer(marks))
-        n = _document(rules, data, out, _pointer(suffixes), n, offsets[doc], offsets[doc + 1])
+        out = _Out(pointer(starts), pointer(ends), pointer(marks))
+        n = _document(rules, data, out, pointer(suffixes), n, offsets[doc], offsets[doc + 1])
         doc_starts[doc + 1] = n
     return starts[:n], ends[:n], doc_starts
 
@@ -902,7 +890,7 @@ def _split_whitespace(
     doc_starts = np.zeros(n_docs + 1, np.int64)
     room = (offsets[n_docs] - offsets[0] + n_docs) // 2 + 1
     starts, ends = np.empty(room, np.int64), np.empty(room, np.int64)
-    data, class_of, kind_of = _pointer(text), _pointer(classes), _pointer(kinds)
+    data, class_of, kind_of = pointer(text), pointer(classes), pointer(kinds)
     n = 0
     for doc in range(n_docs):
         at, end = offsets[doc], offsets[doc + 1]
