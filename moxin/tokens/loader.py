@@ -138,6 +138,10 @@ class PhaseData:
             rows.append(PlanRow(key, n, n * self.context, n / total, *epochs))
         return rows
 
+    def check_limits(self, max_epochs: Mapping[str, float]) -> None:
+        """Raises `ValueError` where the phase needs more of a source than so many epochs, by source; 0 sets no limit."""
+        _check_limits(self.phase, max_epochs, self._order, self._cuts, self._begin)
+
     def _locate(self, first: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if first < 0 or first + n > self.n_samples:
             raise IndexError(f"samples {first} to {first + n} of a phase with {self.n_samples}")
@@ -148,17 +152,25 @@ class PhaseData:
 def check(tokens_url: str, curriculum: Curriculum, max_epochs: Mapping[str, float]) -> None:
     """Raises `ValueError` where a phase could not be read (see `PhaseData`), or needs more of a source than so many epochs.
 
-    A phase that packs best-fit is left to its beginning: how many rows it has is not known before.
+    A phase that packs best-fit is left to `PhaseData.check_limits`: how many rows it has is not known before.
     """
     store = Store.open(tokens_url)
     for number, phase in enumerate(curriculum.phases):
-        if phase.packing == "best_fit":
-            continue
-        order, cuts, begin = _order(store, replace(curriculum, phases=curriculum.phases[: number + 1]), None)
-        for key, n in order.samples_of(phase.tokens // phase.context).items():
-            limit = max_epochs.get(Selection.parse(key).source)
-            if limit:
-                _check_limit(phase, key, limit, cuts[key], begin[key], n)
+        if phase.packing == "split":
+            upto = replace(curriculum, phases=curriculum.phases[: number + 1])
+            _check_limits(phase, max_epochs, *_order(store, upto, None))
+
+
+def _check_limits(
+    phase: PhaseConfig,
+    max_epochs: Mapping[str, float],
+    order: Order,
+    cuts: Mapping[str, Cut],
+    begin: Mapping[str, int],
+) -> None:
+    for key, n in order.samples_of(phase.tokens // phase.context).items():
+        if limit := max_epochs.get(Selection.parse(key).source):
+            _check_limit(phase, key, limit, cuts[key], begin[key], n)
 
 
 def _keys(phase: PhaseConfig) -> list[str]:

@@ -48,6 +48,7 @@ def stage(
             micro_batch=settings.micro_batch,
             packs=packs.url if packs else "",
         )
+        batches().data.check_limits(limits)
         job = FitJob(
             name=f"pretrain-{phase.name}",
             model=recipe.model,

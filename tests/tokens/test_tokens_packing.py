@@ -115,6 +115,17 @@ def test_two_packed_phases_read_on(made):
 
 
 @pytest.mark.slow
+def test_packed_rows_have_their_limit_too(made):
+    url, packs = made
+    rows = sum(shard["rows"] for shard in packing.Packs(packs.url).described["streams"]["a"])
+    phase = replace(PHASE, tokens=2 * 16 * (rows + 1), mix={"a": 0.5, "b<32": 0.5})
+    data = PhaseData(url, curriculum(phase), packs.url)
+    data.check_limits({"a": 1.5, "b": 0})
+    with pytest.raises(ValueError, match=r"phases.p: source 'a' is 16 tokens short of its share"):
+        data.check_limits({"a": 1.0})
+
+
+@pytest.mark.slow
 def test_a_row_longer_than_every_document_is_refused(ray_session, tmp_path):
     url = write_store(str(tmp_path / "store"), {"b": SOURCES["b"]})
     phase = PhaseConfig("long", 640, 64, {"b": 1.0}, packing="best_fit")
