@@ -159,7 +159,8 @@ def _parts(source: SourceConfig, item: Item) -> list[Item]:
         return [item]
     if item.path.endswith(".jsonl"):
         n = -(-item.size // FOLDER_UNIT_BYTES)
-        sizes, edges = [1] * n, [item.size * i // n for i in range(n + 1)]
+        edges = [item.size * i // n for i in range(n + 1)]
+        sizes = [b - a for a, b in pairwise(edges)]
     elif item.path.endswith(".parquet"):
         try:
             with storage.open_read(item.path) as handle:
