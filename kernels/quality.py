@@ -127,7 +127,23 @@ SIGNALS = (
 NAMES = tuple(signal.name for signal in SIGNALS)
 _GRAMS, _DCLM_GRAMS = NAMES.index("top_2_gram"), NAMES.index("dclm_top_2_gram")
 GRAM_SIGNALS, DCLM_GRAM_SIGNALS = frozenset(NAMES[_GRAMS : _GRAMS + 9]), frozenset(NAMES[_DCLM_GRAMS:])
-"""What costs most. `signals` measures them only where they are asked for."""
+WORD_SIGNALS = frozenset(("non_symbol_words", "mean_word_chars", "alpha_words", "stop_words"))
+LINE_SIGNALS = frozenset(
+    (
+        *(
+            "bullet_lines",
+            "ellipsis_lines",
+            "full_lines",
+            "terminal_lines",
+            "short_lines",
+            "repeated_line_chars",
+        ),
+        *[name for name in NAMES if name.startswith("duplicate_")],
+        *("dclm_bullet_lines", "dclm_ellipsis_lines", "dclm_copied_lines", "dclm_copied_paragraphs"),
+        *("dclm_copied_line_chars", "dclm_copied_paragraph_chars"),
+    )
+)
+"""What costs most. `signals` measures each of these groups only where one of it is asked for."""
 
 
 def signals(
@@ -138,13 +154,17 @@ def signals(
     doc_starts: NDArray[np.int64],
     wanted: frozenset[str] = frozenset(NAMES),
 ) -> NDArray[np.float64]:
-    """All `SIGNALS` of every document, float64[n_docs, len(SIGNALS)]; the n-gram signals are NaN where none is wanted.
+    """All `SIGNALS` of every document, float64[n_docs, len(SIGNALS)]; NaN those of a group (`GRAM_SIGNALS`,
+    `DCLM_GRAM_SIGNALS`, `WORD_SIGNALS`, `LINE_SIGNALS`) of which none is wanted.
 
     A ratio to no words, lines or characters at all is one to 1; only `mean_word_chars` is NaN then.
     """
+    lines, words = bool(wanted & LINE_SIGNALS), bool(wanted & WORD_SIGNALS)
     grams, dclm_grams = bool(wanted & GRAM_SIGNALS), bool(wanted & DCLM_GRAM_SIGNALS)
     spans = (starts, ends, doc_starts)
-    return _signals(read_only(data), offsets, *spans, character_flags(), grams, dclm_grams, len(SIGNALS))
+    return _signals(
+        read_only(data), offsets, *spans, character_flags(), lines, words, grams, dclm_grams, len(SIGNALS)
+    )
 
 
 @njit(nogil=True, cache=True)
@@ -307,6 +327,7 @@ def _words(
     flags: NDArray[np.uint16],
     room: repeats.Scratch,
     row: NDArray[np.float64],
+    wanted: bool,
 ) -> None:
     """What single words give; every different word is looked at once. Fills `length`, `kind` and `chars`."""
     seen = n_plain = n_plain_chars = n_alpha = 0
@@ -334,6 +355,8 @@ def _words(
         if kind & np.int64(SYMBOL):
             n_plain += 1
             n_plain_chars += length
+    if not wanted:
+        return
     row[2] = n_plain
     if n_plain:
         row[3] = n_plain_chars / n_plain
@@ -352,6 +375,8 @@ def _signals(
     ends: NDArray[np.int64],
     doc_starts: NDArray[np.int64],
     flags: NDArray[np.uint16],
+    line_signals: bool,
+    word_signals: bool,
     grams: bool,
     dclm_grams: bool,
     n_signals: int,
@@ -369,17 +394,20 @@ def _signals(
         word_ends = ends[doc_starts[doc] : doc_starts[doc + 1]]
         n_words = word_starts.size
         n_chars, n_hashes, n_ellipses, n_newlines = _characters(data, at, end, flags, row[28:])
-        n_lines, n_bullets, n_ellipsis_lines = marked_lines(data, at, end, flags)
         row[0] = n_chars
         row[1] = n_words
         row[4] = n_hashes / max(n_words, 1)
         row[5] = n_ellipses / max(n_words, 1)
-        row[6], row[7] = n_bullets / max(n_lines, 1), n_ellipsis_lines / max(n_lines, 1)
         row[27] = n_newlines / max(n_words, 1)
-        repeats.hash_prefixes(data, at, end, room.prefix)
-        _lines(data, at, end, flags, n_chars, n_newlines, room, row)
-        n_distinct = repeats.word_ids(data, at, word_starts, word_ends, room)
-        _words(data, word_starts, word_ends, n_distinct, flags, room, row)
+        if line_signals or word_signals or grams or dclm_grams:
+            repeats.hash_prefixes(data, at, end, room.prefix)
+        if line_signals:
+            n_lines, n_bullets, n_ellipsis_lines = marked_lines(data, at, end, flags)
+            row[6], row[7] = n_bullets / max(n_lines, 1), n_ellipsis_lines / max(n_lines, 1)
+            _lines(data, at, end, flags, n_chars, n_newlines, room, row)
+        if word_signals or grams or dclm_grams:
+            n_distinct = repeats.word_ids(data, at, word_starts, word_ends, room)
+            _words(data, word_starts, word_ends, n_distinct, flags, room, row, word_signals)
         if grams:
             repeats.top_grams(n_words, n_chars, room, row[14:])
             repeats.repeated_grams(data, at, word_starts, word_ends, n_chars, room, row[17:])

@@ -5,6 +5,9 @@ moxin model convert SOURCE TARGET --dtype bfloat16 --max-shard 5GB
 moxin model expand SOURCE TARGET --layers 36 --how zero
 moxin inspect tokens runs/demo --phase phase2 --step 120       # what was trained on in a step
 moxin inspect tokens runs/demo --phase phase2 --sample 17      # one sample as the model sees it
+moxin inspect documents runs/demo --source web --sort mean_word_chars      # what curation kept, page by page
+moxin inspect documents runs/demo --removed --reason gopher_short_doc --page 2
+moxin inspect documents part-00000.parquet --where "n_words>100" --where "lang=de" --n 3 --chars 300
 """
 
 import argparse
@@ -80,6 +83,34 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--sample", type=int, help="number of a sample of the phase, from 0")
     which.add_argument("--step", type=int, help="number of an optimizer step of the phase, from 1")
     tokens.set_defaults(work=_inspect_tokens)
+    documents = inspect.add_parser(
+        "documents", help="what curation kept or removed, with its signals", allow_abbrev=False
+    )
+    documents.add_argument("target", help="a Parquet shard, a folder of shards, or a run (local or s3://)")
+    documents.add_argument(
+        "--removed",
+        action="store_true",
+        help="of a run: what was removed (also with --reason), not what stays",
+    )
+    documents.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="e.g. 'n_words>100' or 'lang=de', with < <= > >= = or !=; may be given many times, all must hold",
+    )
+    for name in ("source", "reason", "id"):
+        documents.add_argument(f"--{name}", default="", help=f"the same as --where {name}={name.upper()}")
+    documents.add_argument(
+        "--sort", default="", metavar="SIGNAL", help="the documents with the highest first"
+    )
+    documents.add_argument("--lowest", action="store_true", help="with --sort: the lowest first")
+    documents.add_argument("--n", default=10, type=int, help="documents of a page (10)")
+    documents.add_argument(
+        "--chars", default=1000, type=int, help="characters of a text that are shown (1000)"
+    )
+    documents.add_argument("--page", default=1, type=int, help="from 1")
+    documents.set_defaults(work=_inspect_documents)
     return parser
 
 
@@ -154,6 +185,27 @@ def _inspect_tokens(options: argparse.Namespace) -> None:
         inspect.show_step(data, tokenizer, options.step, rows)
     else:
         inspect.show_sample(data, tokenizer, options.sample, rows)
+
+
+def _inspect_documents(options: argparse.Namespace) -> None:
+    from moxin import storage
+    from moxin.curate import inspect
+
+    if options.lowest and not options.sort:
+        raise ValueError("--lowest has no effect without --sort SIGNAL")
+    url, removed = storage.absolute(options.target), options.removed or bool(options.reason)
+    if storage.exists(storage.join(url, job.RECIPE)):
+        from moxin.pipeline import Run
+
+        url = Run(job.recipe_of(url), url, only_find=True).artifact("curate").url
+    where = [inspect.Condition.parse(text) for text in options.where]
+    where += [
+        inspect.Condition(name, "=", getattr(options, name))
+        for name in ("source", "reason", "id")
+        if getattr(options, name)
+    ]
+    query = inspect.Query(where, options.sort, options.lowest, options.n, options.page, options.chars)
+    inspect.show(inspect.shards(url, removed), query)
 
 
 if __name__ == "__main__":

@@ -67,9 +67,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
-def resolve(options: argparse.Namespace) -> Job:
+def resolve(
+    options: argparse.Namespace, change: Callable[[Recipe, argparse.Namespace], Recipe] | None = None
+) -> Job:
     """The job that the options describe. Raises `ValueError` for an unknown recipe or key, or a value that cannot be."""
     recipe = recipes.load(options.recipe)
+    if change is not None:
+        recipe = change(recipe, options)
     for text in options.set:
         recipe = override(recipe, *parse_override(text))
     if options.sources:
@@ -118,19 +122,26 @@ def main(description: str, work: Callable[[Job], None], argv: Sequence[str] | No
 
 
 def main_with(
-    options: argparse.ArgumentParser, work: Callable[[Job], None], argv: Sequence[str] | None = None
+    options: argparse.ArgumentParser,
+    work: Callable[[Job], None],
+    argv: Sequence[str] | None = None,
+    *,
+    change: Callable[[Recipe, argparse.Namespace], Recipe] | None = None,
+    show: Callable[[Job], None] | None = None,
 ) -> int:
-    """`main` for a job with options of its own."""
+    """`main` for a job with options of its own: `change` puts them into the recipe, `show` adds to what --dry-run prints."""
     # A shell that starts a job in the background makes it ignore Ctrl-C; a job is always to be interrupted.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
     parsed = options.parse_args(argv)
     try:
-        job = resolve(parsed)
+        job = resolve(parsed, change)
         if job.dry_run:
             from moxin import plan
 
             plan.show(job.recipe, job.run_url)
+            if show is not None:
+                show(job)
             return 0
         with locked(job.run_url):
             # What the run's artifacts were made for, so that they can be found without the command line.

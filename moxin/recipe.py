@@ -143,6 +143,10 @@ class SourceConfig:
     text_field: str = ""
     """Of a folder's JSON lines and Parquet files: the field or column with the text. Empty takes the first that is there of
     `text`, `content` and `body`."""
+    profile: str = ""
+    """What is done to its documents; empty takes `curate.profile`, for code `curate.code_profile`."""
+    overrides: tuple[str, ...] = ()
+    """Changes to the profile for this source."""
 
 
 @dataclass(frozen=True)
@@ -169,28 +173,60 @@ class TinyworldConfig:
 
 
 @dataclass(frozen=True)
-class CurateConfig:
-    """Thresholds of the one profile that the demo uses. Lengths are in characters unless the name says words."""
+class ClassifierConfig:
+    """The quality classifier of profiles that have one: a fastText model, or two folders of documents to train one from."""
 
-    languages: tuple[str, ...] = ("en",)
-    language_threshold: float = 0.5
-    """Lowest probability of the language detector at which a prose document is kept."""
-    min_chars: int = 60
-    max_chars: int = 200_000
-    max_mean_word_length: float = 12.0
-    min_mean_word_length: float = 2.5
-    min_alpha_words: float = 0.6
-    """Smallest share of words with a letter (Gopher, arXiv 2112.11446, uses 0.8; tables in prose need less)."""
-    max_symbol_ratio: float = 0.15
-    max_duplicate_lines: float = 0.5
-    min_stop_words: int = 1
-    """Distinct English function words a prose document must hold."""
-    near_duplicate_jaccard: float = 0.7
-    """True Jaccard similarity of word 5-gram sets from which one of a pair is removed."""
-    minhash_bands: int = 16
-    minhash_rows: int = 8
-    decontamination_ngram: int = 8
-    """Words in a row shared with an evaluation question that remove a document."""
+    model: str = ""
+    """A fastText `.bin` or `.ftz` with the labels of DCLM's, local or a URL."""
+    good: str = ""
+    ordinary: str = ""
+    max_bytes: int = 200_000_000
+    """Text that is taken of either folder, drawn by the hash of the documents' ids."""
+
+
+@dataclass(frozen=True)
+class BlocklistConfig:
+    """Text files with an entry per line, for profiles that look at addresses (`moxin.curate.urls`)."""
+
+    domains: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
+    strict: tuple[str, ...] = ()
+    hard: tuple[str, ...] = ()
+    soft: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CurateConfig:
+    """What is done to all sources; what is done to each is its profile's (`moxin.curate.profiles`)."""
+
+    profile: str = "plain"
+    """Of sources that name none of their own."""
+    overrides: tuple[str, ...] = ()
+    """Changes to that profile, for example `list_ratio=0.2`, `near.threshold=0.8` or `classifier=off`."""
+    code_profile: str = "the-stack"
+    """Of sources of code that name none of their own."""
+    decontamination: Literal["remove", "report"] = "remove"
+    """Whether documents that hold an evaluation item go, or are only reported."""
+    decontamination_ngram: int = 13
+    """Words in a row shared with an evaluation item (13: GPT-3, arXiv 2005.14165)."""
+    benchmarks: tuple[str, ...] = ()
+    """Files or folders of evaluation sets, besides the tinyworld's own questions."""
+    allowed: tuple[str, ...] = ()
+    """Splits that may be in the training data on purpose, as `gsm8k/train`: reported, never removed."""
+    blocklists: BlocklistConfig = field(default_factory=BlocklistConfig)
+    bad_words: str = ""
+    """A text file with an entry per line, for profiles that look for such words."""
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    shard_bytes: int = 512 * 2**20
+    """Text of an output shard: 150 to 250 MB of it as Parquet."""
+    memory_bytes: int = 2 * 2**30
+    """What a task of deduplication may hold; how much is done at a time follows from it, the result does not."""
+    removed_chars: int = 2000
+    """Characters that are kept of a document that was removed."""
+    keep_index: bool = False
+    """Whether to keep what a later corpus needs to be deduplicated against this one (`earlier`)."""
+    earlier: str = ""
+    """A curate artifact with such an index: what its documents repeat goes, they themselves stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -358,7 +394,7 @@ class Recipe:
     evaluate: EvaluateConfig
     scaling: ScalingConfig
     shards: int = 4
-    """Output shards of curation and tokenization; fixed so that the result does not depend on the number of workers."""
+    """Output shards of curation at least, if the text is enough; fixed so that it does not depend on the workers."""
 
     def validate(self) -> None:
         """Raises `ValueError` with the setting, its value and the fix."""

@@ -315,11 +315,12 @@ _licensing = functools.cache(get_spdx_licensing)
 
 
 class Verdicts(NamedTuple):
-    """Of n files: the first rule that removes each and its numbers, "" where it stays; its tags."""
+    """Of n files: the first rule that removes each and its numbers, "" where it stays; its tags, and what was measured."""
 
     reason: list[str]
     detail: list[str]
     tags: list[tuple[str, ...]]
+    signals: dict[str, NDArray[np.float64]]
 
 
 def judge(
@@ -345,4 +346,4 @@ def judge(
         for row in np.flatnonzero(OPERATORS[rule.op](measured[rule.signal], limits)):
             reason[row] = rule.reason
             detail[row] = f"{rule.signal} {measured[rule.signal][row]:.4g} {rule.op} {limits[row]:g}"
-    return Verdicts(reason, detail, [tags_of(path) for path in paths])
+    return Verdicts(reason, detail, [tags_of(path) for path in paths], measured)

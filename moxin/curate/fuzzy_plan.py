@@ -41,42 +41,42 @@ def rows(
             f"{bands} x {params.rows}",
             f"J = {params.threshold:g} caught {params.catch(params.threshold):.1%}",
         ),
-        ("disk: keys", _size(keys), f"16 B × documents × bands + {FILE_BYTES:,} B × units"),
+        ("disk: keys", size(keys), f"16 B × documents × bands + {FILE_BYTES:,} B × units"),
         (
             "disk: pairs, members",
-            _size(24 * n_pairs * 2),
+            size(24 * n_pairs * 2),
             f"24 B × pairs × 2 ranges, {pairs:g} pairs per document",
         ),
         (
             "disk: pairs at most",
-            _size(16 * worst),
+            size(16 * worst),
             f"16 B × documents × (bands × (window + 2) + {deeper} × (window / 4 + 2)): all is one template",
         ),
-        ("disk: sets", _size(sets), f"8 B × {per_byte} × {share:g} of the documents + 16 B × documents"),
-        ("disk: alike, verdicts", _size(24 * n_pairs + 16 * n_documents), "24 B × pairs + 16 B × documents"),
+        ("disk: sets", size(sets), f"8 B × {per_byte} × {share:g} of the documents + 16 B × documents"),
+        ("disk: alike, verdicts", size(24 * n_pairs + 16 * n_documents), "24 B × pairs + 16 B × documents"),
         (
             "memory: keys of a unit",
-            _size(32 * unit_documents * bands),
+            size(32 * unit_documents * bands),
             "2 × 16 B × documents of a unit × bands",
         ),
         (
             "memory: a range",
-            _size(64 * n_documents * bands / n_ranges + 16 * n_pairs / n_ranges),
+            size(64 * n_documents * bands / n_ranges + 16 * n_pairs / n_ranges),
             "64 B × documents × bands / ranges + 16 B × pairs / ranges",
         ),
         (
             "memory: sets of a unit",
-            _size(16 * shingles * share / max(n_units, 1)),
+            size(16 * shingles * share / max(n_units, 1)),
             "2 × 8 B × shingles of a unit",
         ),
         (
             "memory: verify",
-            _size(2 * BUDGET + 24 * n_pairs / max(n_units, 1)),
+            size(2 * BUDGET + 24 * n_pairs / max(n_units, 1)),
             "2 × budget + 24 B × pairs of a unit",
         ),
         (
             "memory: decide",
-            _size(24 * n_documents + 24 * n_pairs / max(n_units, 1)),
+            size(24 * n_documents + 24 * n_pairs / max(n_units, 1)),
             "24 B × documents + 24 B × pairs of a unit",
         ),
         ("requests per range", f"{4 * n_units:,}", "4 × units: size, header, index, slice"),
@@ -98,7 +98,8 @@ def found(summary: Summary) -> list[tuple[str, str, str]]:
     ]
 
 
-def _size(n_bytes: float) -> str:
+def size(n_bytes: float) -> str:
+    """`1,500,000` as `1.5 MB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if n_bytes < 1000:
             return f"{n_bytes:,.1f} {unit}"

@@ -176,6 +176,12 @@ def shingles(text: pa.Array, params: Params) -> Ragged:
     return grams, starts
 
 
+def folded_chars(text: pa.Array) -> NDArray[np.int64]:
+    """Characters of every document as shingles of characters see it: NFC, no ASCII punctuation, runs of white space one
+    space. SlimPajama's "short" documents have fewer than 200."""
+    return minhash.character_ngrams(*utf8_buffers(_folded(text)), text_kernels.unicode_tables()[0], 1)[2]
+
+
 def _folded(text: pa.Array) -> pa.Array:
     """NFC and lower case where a document is not ASCII; the kernel does ASCII letters itself."""
     data, offsets = utf8_buffers(text)

@@ -1,7 +1,7 @@
 """E-mail and public IP addresses become `<EMAIL>` and `<IP_ADDRESS>`; phone numbers, where asked for, `<PHONE>`.
 
 Private, loopback and documentation addresses are nobody's and stay, and so do version numbers that look like an address.
-Only rows that hold a `@`, dots between digits, or colons between hexadecimal digits are looked at in Python.
+Only rows that hold a `@` between letters, dots between digits, or colons between hexadecimal digits are looked at in Python.
 
 Phone numbers are found conservatively, since most runs of digits are something else: `+` with a country code in use and the
 length of E.164, or North American numbers with separators and a valid area code; 555-01XX is kept for fiction and stays.
@@ -23,7 +23,7 @@ IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\w)")
 IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:]|\.\d)")
 """Global unicast is 2000::/3 (RFC 4291, §2.4): other runs of colons, as in times and slices, are none."""
 VERSION_BEFORE = re.compile(r"(?:version|release|[<>=~!]=|[<>])\s*$", re.IGNORECASE)
-MAY_HOLD = r"@|\d\.\d{1,3}\.\d{1,3}\.\d|[23][0-9A-Fa-f]{3}:"
+MAY_HOLD = r"[A-Za-z0-9_%+-]@[A-Za-z0-9]|\d\.\d{1,3}\.\d{1,3}\.\d|[23][0-9A-Fa-f]{3}:"
 
 PHONE = re.compile(
     r"(?<![\w+@#$%&=*/.,;~^-])(?<!\d )"  # not inside of a number or a word

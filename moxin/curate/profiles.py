@@ -1,22 +1,29 @@
-"""The published English filter sets as data one can read: which signal, compared how, with what, removes a document.
+"""Curation as data one can read: what is done to the documents of a source, in which order, with which thresholds.
 
-A profile is a list of stages, a stage an optional edit of the text and an ordered list of rules. Signals are measured once
-for each text (`kernels.quality`), rules decide, and the first that holds is the reason, by the name that the code which
-published it reports. "Gopher" is not one filter but several, so every profile says whose it is.
+A profile's filters are a list of stages, a stage an optional edit of the text and an ordered list of rules. Signals are
+measured once for each text (`kernels.quality`), rules decide, and the first that holds is the reason, by the name that the
+code which published it reports. "Gopher" is not one filter but several, so every profile says whose it is. Around the
+filters lies what else a published pipeline does: languages, blocklists, deduplication, a classifier, personal data.
 
     profile = override(find_profile("fineweb"), "list_ratio=0.2")
+    profile = override(profile, "near.threshold=0.8")
     for row in profile.describe():
         print(*row)
 
-`moxin.curate.verdicts` applies a profile to a batch of documents.
+`moxin.curate.verdicts` applies the filters to a batch of documents, `moxin.curate.run` a whole profile to a corpus.
 """
 
 import dataclasses
 import difflib
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from kernels import quality
+from moxin import config
+from moxin.curate import code as code_rules
+from moxin.curate import fuzzy_shingles
+from moxin.curate.fuzzy_shingles import Params
 
 
 @dataclass(frozen=True)
@@ -68,31 +75,81 @@ class Stage:
     """Key of the splitter whose words the signals are of; "" where no signal needs words."""
 
 
-class Row(NamedTuple):
-    """One rule as `Profile.describe` prints it."""
+@dataclass(frozen=True)
+class Bloom:
+    """Lines of which most was seen before, as DCLM's BFF has it (`moxin.curate.repeats`)."""
 
-    stage: str
-    reason: str
-    signal: str
-    op: str
-    threshold: float
-    unit: str
-    source: str
+    ngram: int = 13
+    """Words, by Unicode's word boundaries."""
+    min_words: int = 13
+    """Lines of fewer words are neither judged nor remembered."""
+    threshold: float = 0.8
+    """Share of its n-grams seen before above which a line goes, and a document."""
+    fp_rate: float = 0.01
+    streams: int = 1
+    """Filters, and tasks that run at the same time: every one sees the units of its own, one after another. DCLM's corpus
+    was deduplicated in parts, too. The result depends on it."""
+
+
+@dataclass(frozen=True)
+class Cutoff:
+    """Which scores of the quality classifier (`curate.classifier`) are kept."""
+
+    threshold: float = 0.0
+    """Lowest score that stays; of a published model, as it was published."""
+    keep: float = 0.0
+    """Share of the documents that stays, where no threshold is given."""
+
+
+Remedy = Literal["keep", "replace", "drop"]
+Level = Literal["off", "document", "paragraph", "line"]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A named list of stages."""
+    """What is done to the documents of a source. The order is that of the fields. Documents without text always go."""
 
     name: str
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...] = ()
+    blocklists: bool = False
+    """Whether addresses are held against `curate.blocklists`."""
+    languages: Mapping[str, float] = field(default_factory=dict)
+    """Lowest probability by language of lid.176, `*` for all others; a language that is not named goes. Empty: all stay."""
+    code: tuple[code_rules.Rule, ...] = ()
+    """For source code, in place of stages."""
+    min_folded_chars: int = 0
+    """Characters without case, punctuation and runs of white space (SlimPajama: 200)."""
+    bad_words: bool = False
+    """Whether pages with an entry of `curate.bad_words` go."""
+    personal: Remedy = "keep"
+    """E-mail and public IP addresses."""
+    phones: Remedy = "keep"
+    secrets: Remedy = "keep"
+    """Keys and passwords."""
+    exact: Level = "document"
+    """What is compared exactly, case and white space apart; paragraphs and lines besides whole documents."""
+    urls: bool = False
+    """Whether of documents of one address only the first stays."""
+    bloom: Bloom | None = None
+    classifier: Cutoff | None = None
+    near: Params | None = None
 
-    def describe(self) -> list[Row]:
-        """Every rule in its order, an edit before the rules of its stage."""
-        rows = []
+    @property
+    def rules(self) -> list[Rule]:
+        """Of all stages, in their order."""
+        return [rule for stage in self.stages for rule in stage.rules]
+
+    def describe(self) -> list["Row"]:
+        """Every rule and step in its order, an edit before the rules of its stage."""
+        nan = float("nan")
+        rows = [Row("url", "blocklists", "curate.blocklists", "", nan, "", "RefinedWeb")] * self.blocklists
+        rows += [
+            Row("language", f"language: {name}", "probability", "<", least, "share", "fastText lid.176")
+            for name, least in self.languages.items()
+        ]
         for stage in self.stages:
             if stage.edit is not None:
-                rows.append(Row(stage.name, "", str(stage.edit), "", float("nan"), "", stage.source))
+                rows.append(Row(stage.name, "", str(stage.edit), "", nan, "", stage.source))
             rows += [
                 Row(
                     stage.name,
@@ -105,9 +162,40 @@ class Profile:
                 )
                 for rule in stage.rules
             ]
+        rows += [
+            Row("code", reason, signal, op, threshold, special or languages, source)
+            for reason, signal, op, threshold, languages, special, source in code_rules.describe(self.code)
+        ]
+        if self.min_folded_chars:
+            rows.append(Row(*FOLDED, float(self.min_folded_chars), "characters", "SlimPajama"))
+        if self.bad_words:
+            rows.append(Row("bad words", "bad_words", "curate.bad_words", "", nan, "", "C4"))
+        for name in ("personal", "phones", "secrets"):
+            if getattr(self, name) != "keep":
+                rows.append(Row("personal data", name, getattr(self, name), "", nan, "", ""))
+        if self.exact != "off":
+            rows.append(Row("exact dedup", f"exact: {self.exact}", "", "", nan, "", ""))
+        if self.urls:
+            rows.append(Row("exact dedup", "urls", "normalised address", "", nan, "", "RFC 3986"))
+        for name, part in (("bloom", self.bloom), ("classifier", self.classifier), ("near", self.near)):
+            for key, value in vars(part).items() if part is not None else ():
+                rows.append(Row(name, f"{name}.{key}", f"{value}", "", nan, "", ""))
         return rows
 
 
+class Row(NamedTuple):
+    """One rule as `Profile.describe` prints it."""
+
+    stage: str
+    reason: str
+    signal: str
+    op: str
+    threshold: float
+    unit: str
+    source: str
+
+
+FOLDED = ("length", "too_short_folded", "folded_chars", "<")
 UNITS = {signal.name: signal.unit for signal in quality.SIGNALS}
 UNITS |= {
     "lorem_ipsum": "0 or 1",
@@ -217,20 +305,83 @@ DCLM_LINES = Stage(
     DclmLines(),
     words="",
 )
+PLAIN = Stage(
+    "quality",
+    "Gopher's heuristics (arXiv 2112.11446), looser, for documents of a few sentences",
+    (
+        Rule("empty", "n_chars", "<", 1),
+        Rule("too_short", "n_chars", "<", 60),
+        Rule("too_long", "n_chars", ">", 200_000),
+        Rule("short_words", "mean_word_chars", "<", 2.5),
+        Rule("long_words", "mean_word_chars", ">", 12),
+        Rule("few_words_with_letters", "alpha_words", "<", 0.4),
+        Rule("symbols", "hashes_per_word", ">", 0.1),
+        Rule("repeated_lines", "duplicate_lines", ">", 0.5),
+    ),
+)
+FINEWEB = (GOPHER_REPETITION, GOPHER_QUALITY, C4_FINEWEB, FINEWEB_QUALITY)
+_ENGLISH = {"en": 0.65}
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("gopher-quality/datatrove", (GOPHER_QUALITY,)),
-        Profile("gopher-repetition/datatrove", (GOPHER_REPETITION,)),
-        Profile("gopher/datatrove", (GOPHER_REPETITION, GOPHER_QUALITY)),
-        Profile("gopher/dclm", (GOPHER_DCLM,)),
-        Profile("c4/datatrove", (C4_DATATROVE,)),
-        Profile("c4/tfds", (C4_TFDS,)),
-        Profile("fineweb-quality/datatrove", (FINEWEB_QUALITY,)),
-        Profile("fineweb", (GOPHER_REPETITION, GOPHER_QUALITY, C4_FINEWEB, FINEWEB_QUALITY)),
-        Profile("refinedweb/dclm", (DCLM_NEWLINES, DCLM_LINES)),
+        Profile("plain", (PLAIN,), languages={"en": 0.5}, personal="replace", near=Params(16, 8)),
+        Profile("slimpajama", min_folded_chars=200, near=fuzzy_shingles.published("slimpajama")),
+        Profile(
+            "dclm-baseline",
+            (DCLM_NEWLINES, DCLM_LINES),
+            blocklists=True,
+            languages=_ENGLISH,
+            exact="off",
+            bloom=Bloom(),
+            classifier=Cutoff(threshold=0.018112),
+        ),
+        Profile(
+            "fineweb",
+            FINEWEB,
+            blocklists=True,
+            languages=_ENGLISH,
+            personal="replace",
+            exact="off",
+            near=fuzzy_shingles.published("fineweb"),
+        ),
+        Profile("c4", (C4_TFDS,), languages=_ENGLISH, bad_words=True, exact="line"),
+        Profile(
+            "gopher",
+            (GOPHER_REPETITION, GOPHER_QUALITY),
+            languages=_ENGLISH,
+            near=fuzzy_shingles.published("redpajama-0.8"),
+        ),
+        Profile(
+            "the-stack",
+            code=code_rules.RULES,
+            personal="replace",
+            secrets="replace",
+            near=fuzzy_shingles.published("the-stack"),
+        ),
+        Profile("near-only", near=fuzzy_shingles.published("fineweb")),
+        Profile("gopher-quality/datatrove", (GOPHER_QUALITY,), exact="off"),
+        Profile("gopher-repetition/datatrove", (GOPHER_REPETITION,), exact="off"),
+        Profile("gopher/datatrove", (GOPHER_REPETITION, GOPHER_QUALITY), exact="off"),
+        Profile("gopher/dclm", (GOPHER_DCLM,), exact="off"),
+        Profile("c4/datatrove", (C4_DATATROVE,), exact="off"),
+        Profile("c4/tfds", (C4_TFDS,), exact="off"),
+        Profile("fineweb-quality/datatrove", (FINEWEB_QUALITY,), exact="off"),
+        Profile("fineweb/datatrove", FINEWEB, exact="off"),
+        Profile("refinedweb/dclm", (DCLM_NEWLINES, DCLM_LINES), exact="off"),
     )
 }
+SETTINGS = [each.name for each in dataclasses.fields(Profile) if each.name not in ("name", "stages", "code")]
+OFF: dict[str, Any] = {
+    "blocklists": False,
+    "bad_words": False,
+    "urls": False,
+    "languages": {},
+    "exact": "off",
+}
+OFF |= {"bloom": None, "classifier": None, "near": None, "min_folded_chars": 0}
+OFF |= dict.fromkeys(("personal", "phones", "secrets"), "keep")
+GROUPS: dict[str, Any] = {"bloom": Bloom(), "classifier": Cutoff(), "near": Params()}
+"""What a setting of a group is set in where the profile has none."""
 
 
 def find_profile(name: str) -> Profile:
@@ -242,31 +393,36 @@ def find_profile(name: str) -> Profile:
     if name not in PROFILES:
         near = difflib.get_close_matches(name, PROFILES, 1, 0)[0]
         raise ValueError(
-            f"no filter profile {name!r}; the nearest is {near!r}, and all are: {', '.join(PROFILES)}"
+            f"no curation profile {name!r}; the nearest is {near!r}, and all are: {', '.join(PROFILES)}"
         )
     return PROFILES[name]
 
 
 def override(profile: Profile, setting: str) -> Profile:
-    """The profile with a threshold, or a number of an edit, changed by "name=value"; "name=off" leaves a rule out.
+    """The profile with one thing changed by "name=value".
 
-    A rule's name is its reason. Where several stages have a rule of that name, all are changed.
+    A rule's name is its reason: its threshold is changed, or with "off" the rule is left out; where several stages have a
+    rule of that name, in all of them. Other names are the numbers of edits, and the settings of a profile with a dot for
+    what lies inside: "near.threshold=0.8", "languages.de=0.65", "bloom=off", "classifier.keep=0.1", "personal=drop".
 
     Raises:
-        ValueError: No such rule, or not a number.
+        ValueError: No such rule or setting, or a value that cannot be.
     """
     name, _, text = (part.strip() for part in setting.partition("="))
-    rules = [rule.reason for stage in profile.stages for rule in stage.rules]
+    head = name.partition(".")[0]
+    if head in SETTINGS:
+        return _set(profile, name, text, setting)
     numbers = [number for stage in profile.stages for number in _numbers(stage.edit)]
-    names = list(dict.fromkeys([*rules, *numbers]))
+    reasons = [rule.reason for rule in profile.rules] + [rule.reason for rule in profile.code]
+    names = list(dict.fromkeys([*reasons, *numbers]))
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1, 0)[0]
+        near = difflib.get_close_matches(name, [*names, *SETTINGS], 1, 0)[0]
         raise ValueError(
-            f"profile {profile.name!r} has no rule {name!r} (from {setting!r}); the nearest is {near!r}, "
-            f"and all are: {', '.join(names)}"
+            f"profile {profile.name!r} has no rule or setting {name!r} (from {setting!r}); the nearest is {near!r}. "
+            f"Rules: {', '.join(names) or 'none'}. Settings: {', '.join(SETTINGS)}"
         )
     try:
-        value = None if text == "off" and name in rules else float(text)
+        value = None if text == "off" and name in reasons else float(text)
     except ValueError:
         raise ValueError(
             f"{setting!r}: {text!r} is not a number, nor is it 'off'; write {name}=5, say"
@@ -276,14 +432,72 @@ def override(profile: Profile, setting: str) -> Profile:
         edit = stage.edit
         if value is not None and edit is not None and name in _numbers(edit):
             edit = type(edit)(**{**vars(edit), name: int(value)})
-        changed = []
-        for rule in stage.rules:
-            if rule.reason != name:
-                changed.append(rule)
-            elif value is not None:
-                changed.append(dataclasses.replace(rule, threshold=value))
-        stages.append(dataclasses.replace(stage, rules=tuple(changed), edit=edit))
-    return dataclasses.replace(profile, stages=tuple(stages))
+        stages.append(dataclasses.replace(stage, rules=_changed(stage.rules, name, value), edit=edit))
+    return dataclasses.replace(profile, stages=tuple(stages), code=_changed(profile.code, name, value))
+
+
+def _changed(rules: tuple[Any, ...], name: str, value: float | None) -> tuple[Any, ...]:
+    """The rules with the threshold of those called `name` changed, or without them."""
+    return tuple(
+        rule if rule.reason != name else dataclasses.replace(rule, threshold=value)
+        for rule in rules
+        if rule.reason != name or value is not None
+    )
+
+
+def _set(profile: Profile, name: str, text: str, setting: str) -> Profile:
+    head, dot, rest = name.partition(".")
+    if text == "off" and not dot:
+        return dataclasses.replace(profile, **{head: OFF[head]})
+    if head == "languages" and text == "off":
+        left = {language: least for language, least in profile.languages.items() if language != rest}
+        return dataclasses.replace(profile, languages=left)
+    if head in GROUPS and getattr(profile, head) is None:
+        if not dot:
+            return dataclasses.replace(profile, **{head: GROUPS[head]})
+        profile = dataclasses.replace(profile, **{head: GROUPS[head]})
+    if head in OFF and isinstance(OFF[head], bool) and text == "on":
+        text = "true"
+    try:
+        return config.override(profile, name, text)
+    except ValueError as error:
+        raise ValueError(f"{setting!r}: {str(error).removeprefix('--set ')}") from None
+
+
+def check(profile: Profile) -> None:
+    """Raises `ValueError` for settings that cannot be, naming the setting."""
+    where = f"profile {profile.name!r}"
+    for name, least in profile.languages.items():
+        if not 0 < least <= 1:
+            raise ValueError(f"{where}: languages.{name} = {least:g}: must be above 0 and at most 1")
+    if profile.phones != "keep" and profile.personal == "keep":
+        raise ValueError(
+            f"{where}: phones = {profile.phones} has no effect with personal = keep; set that to replace, too"
+        )
+    if profile.near is not None:
+        try:
+            profile.near.validate()
+        except ValueError as error:
+            raise ValueError(f"{where}: near.{error}") from None
+    if (cut := profile.classifier) is not None:
+        if not 0 <= cut.threshold <= 1 or not 0 <= cut.keep <= 1:
+            raise ValueError(
+                f"{where}: classifier.threshold = {cut.threshold:g}, classifier.keep = {cut.keep:g}: from 0 to 1"
+            )
+        if (cut.threshold > 0) == (cut.keep > 0):
+            raise ValueError(
+                f"{where}: classifier.threshold = {cut.threshold:g}, classifier.keep = {cut.keep:g}: set one of the two, "
+                "the other to 0"
+            )
+    if (bloom := profile.bloom) is not None:
+        if not 1 <= bloom.min_words <= bloom.ngram or bloom.streams < 1:
+            raise ValueError(
+                f"{where}: bloom.min_words = {bloom.min_words}, bloom.ngram = {bloom.ngram}, bloom.streams = "
+                f"{bloom.streams}: at least 1, and min_words at most ngram"
+            )
+        for name in ("threshold", "fp_rate"):
+            if not 0 < getattr(bloom, name) < 1:
+                raise ValueError(f"{where}: bloom.{name} = {getattr(bloom, name):g}: between 0 and 1")
 
 
 def _numbers(edit: Edit | None) -> list[str]:

@@ -78,6 +78,8 @@ class Repeats(NamedTuple):
     place: NDArray[np.int64]
     of_unit: NDArray[np.int64]
     of_place: NDArray[np.int64]
+    nth: NDArray[np.int64]
+    """2 for the second of its kind, and so on."""
 
 
 def find(
@@ -125,7 +127,11 @@ def first_in_range(urls: Sequence[str], number: int) -> Repeats:
     again = np.flatnonzero(first != np.arange(len(first)))
     again = again[np.lexsort((merged["place"][again], unit[again]))]
     place, first = merged["place"], first[again]
-    return Repeats(unit[again], place[again], unit[first], place[first])
+    by_first = np.argsort(first, kind="stable")
+    runs = np.flatnonzero(np.diff(first[by_first], prepend=-1))
+    nth = np.empty(len(first), np.int64)
+    nth[by_first] = np.arange(len(first)) - np.repeat(runs, np.diff(np.append(runs, len(first)))) + 2
+    return Repeats(unit[again], place[again], unit[first], place[first], nth)
 
 
 def _first_of_equals(keys: NDArray[np.uint64], order: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -279,17 +285,23 @@ def keep_new(
     data: NDArray[np.uint8], pieces: Pieces, seen: Seen, threshold: float, first_row: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], pa.Table]:
     """A batch without the pieces that BFF removes, and without documents of which more than `threshold` was seen."""
-    sums = [np.concatenate([[0], np.cumsum(column)])[pieces.doc_starts] for column in seen[:2]]
-    whole = decide(np.diff(sums[0]), np.diff(sums[1]), threshold).removed
-    sizes = np.diff(pieces.doc_starts)
-    gone = seen.removed | np.repeat(whole, sizes)
-    doc_of = np.repeat(np.arange(len(sizes)), sizes)
+    gone, whole, doc_of = gone_of(pieces, seen, threshold)
     which = np.flatnonzero(gone)
     reasons = ["seen_document" if whole[doc_of[k]] else "seen_paragraph" for k in which]
     details = [f"{seen.contained[k]} of {seen.total[k]} n-grams seen before" for k in which]
     unknown = np.full(len(which), -1, np.int64)
     new_data, new_offsets = spans.join(data, pieces.starts, pieces.ends, pieces.doc_starts, ~gone)
     return new_data, new_offsets, _removed(pieces, which, first_row, (unknown, unknown), reasons, details)
+
+
+def gone_of(
+    pieces: Pieces, seen: Seen, threshold: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+    """Which pieces BFF removes, which documents it removes whole, and the document of each piece."""
+    sums = [np.concatenate([[0], np.cumsum(column)])[pieces.doc_starts] for column in seen[:2]]
+    whole = decide(np.diff(sums[0]), np.diff(sums[1]), threshold).removed
+    sizes = np.diff(pieces.doc_starts)
+    return seen.removed | np.repeat(whole, sizes), whole, np.repeat(np.arange(len(sizes)), sizes)
 
 
 def save(bloom: Bloom, url: str) -> None:

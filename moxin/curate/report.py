@@ -1,107 +1,310 @@
-"""What curation tells: the funnel, what was unreadable, what leaked, and how it did against the planted dirt."""
+"""What curation tells: the funnel, what was unreadable, what leaked, how the planted dirt fared, and a page to look at."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from moxin import console, storage
 from moxin.artifact import Artifact, Builder
-from moxin.curate import score
-from moxin.curate.decide import Decided
-from moxin.curate.shards import DONE, part, read_table
+from moxin.curate import contamination, fuzzy, fuzzy_plan, page, score
+from moxin.curate.histograms import Histogram, Nearest
+from moxin.curate.shards import part
+from moxin.curate.work import Work
 from moxin.recipe import Recipe
 
-STEPS = ("length", "language", "quality", "decontamination", "exact dedup", "near dedup")
+SHOWN = 100
+"""Rows of a list on the page; the files have all."""
+LAST = ("personal data", "decontamination", "exact dedup", "bloom dedup", "classifier", "near dedup")
+"""Steps that come after the rules of all profiles."""
 
 
-def report(
-    decided: Decided,
-    folders: Sequence[str],
-    recipe: Recipe,
-    world: Artifact,
-    builder: Builder,
-    questions: Sequence[dict[str, Any]],
-) -> None:
-    """Writes funnel, quarantine, contamination and planted dirt, sets the counts, and shows a table."""
-    done = [storage.read_json(storage.join(folder, DONE)) for folder in folders]
-    quarantine = [
-        {"source": recipe.sources[item["source"]].name, **row} for item in done for row in item["quarantine"]
-    ]
+@dataclass(frozen=True)
+class Result:
+    """What the passes counted, by unit."""
+
+    work: Work
+    counts: Sequence[Mapping[str, Any]]
+    edited: Sequence[Mapping[str, Any]]
+    tallies: Sequence[Mapping[str, Any]]
+    near: Sequence[fuzzy.Summary]
+    written: Sequence[Mapping[str, Any]]
+    seconds: Mapping[str, float]
+
+    @property
+    def steps(self) -> list[str]:
+        """Steps at which a document can go, in their order."""
+        named = ["url", "language"]
+        for profile in self.work.profiles:
+            named += [stage.name for stage in profile.stages] + ["code"] * bool(profile.code)
+        named += ["length", "bad words", *LAST]
+        return list(dict.fromkeys(named))
+
+    def removed(self) -> list[dict[str, Any]]:
+        """Documents and bytes by source, step and reason, in the order of the steps."""
+        documents: Counter[tuple[int, str, str]] = Counter()
+        n_bytes: Counter[tuple[int, str, str]] = Counter()
+        for unit, count, tally in zip(self.work.units, self.counts, self.tallies, strict=True):
+            for step, reason, n, size in (*count["removed"], *tally["removed"]):
+                documents[unit.source, step, reason] += n
+                n_bytes[unit.source, step, reason] += size
+        order = {step: place for place, step in enumerate(self.steps)}
+        keys = sorted(documents, key=lambda key: (order[key[1]], key[0], key[2]))
+        names = [source.name for source in self.work.sources]
+        return [
+            {
+                "source": names[key[0]],
+                "step": key[1],
+                "reason": key[2],
+                "documents": documents[key],
+                "bytes": n_bytes[key],
+            }
+            for key in keys
+        ]
+
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """What came and what stayed, by source."""
+        out: dict[str, dict[str, Any]] = {}
+        for source, profile in zip(self.work.sources, self.work.profiles, strict=True):
+            out[source.name] = {
+                "profile": profile.name,
+                "documents_in": 0,
+                "bytes_in": 0,
+                "documents_out": 0,
+                "bytes_out": 0,
+            }
+        for unit, count, tally in zip(self.work.units, self.counts, self.tallies, strict=True):
+            total = out[self.work.sources[unit.source].name]
+            total["documents_in"] += count["documents"]
+            total["bytes_in"] += count["bytes"]
+            for n, size in tally["groups"]:
+                total["documents_out"] += n
+                total["bytes_out"] += size
+        return out
+
+
+def report(result: Result, recipe: Recipe, world: Artifact, builder: Builder) -> None:
+    """Writes funnel, quarantine, contamination, planted dirt and the page, sets the counts, and shows a table."""
+    quarantine = _quarantine(result)
     storage.write_jsonl(builder.file("quarantine.jsonl"), quarantine)
-    n_quarantined = sum(row.get("count", 1) for row in quarantine)
-    funnel = _funnel(decided.rows, n_quarantined)
+    n_quarantined = sum(count["quarantined"] for count in result.counts)
+    came, removed = result.sources(), result.removed()
+    funnel = _funnel(result, removed, n_quarantined)
     storage.write_json(builder.file("funnel.json"), funnel)
-    leaks = decided.rows.filter(pc.equal(decided.rows["step"], "decontamination")).to_pylist()
-    contamination = {
-        "benchmark": "tinyworld",
-        "questions": len(questions),
-        "documents_removed": len(leaks),
-        "hits": [
-            {"document": row["id"], "question": id_} for row in leaks for id_ in row["detail"].split(" ")
-        ],
-    }
-    storage.write_json(builder.file("contamination.json"), contamination)
-    planted = _planted(decided.rows, recipe, world, builder)
+    found = _contamination(result, builder)
+    planted = _planted(result, recipe, world, builder)
     storage.write_json(builder.file("planted.json"), planted)
-    scrubbed = sum((Counter(item["scrubbed"]) for item in done), Counter())
-    kept = decided.rows.filter(pc.equal(decided.rows["step"], ""))
-    came, went = (Counter(table["source"].to_pylist()) for table in (decided.rows, kept))
+    scrubbed = sum((Counter(count["scrubbed"]) for count in result.counts), Counter())
+    duplicates = {
+        "alike_pairs": sum(summary.alike for summary in result.near),
+        "components": sum(summary.components for summary in result.near),
+        "largest_component": max((summary.largest_documents for summary in result.near), default=0),
+    }
     builder.counts |= {
-        "documents_in": len(decided.rows),
-        "documents_out": len(kept),
+        "documents_in": funnel[0]["out"],
+        "documents_out": funnel[-1]["out"],
+        "bytes_in": sum(source["bytes_in"] for source in came.values()),
+        "bytes_out": sum(source["bytes_out"] for source in came.values()),
         "quarantined": n_quarantined,
+        "renamed": sum(tally["renamed"] for tally in result.tallies),
         "planted": planted,
         "scrubbed": dict(sorted(scrubbed.items())),
-        "sources": {s.name: {"in": came[s.name], "out": went[s.name]} for s in recipe.sources},
-        "near_duplicates": {
-            "candidate_pairs": decided.near.n_candidates,
-            "confirmed_pairs": decided.near.n_confirmed,
-            "largest_group": decided.near.largest_group,
+        "sources": {
+            name: {"in": source["documents_in"], "out": source["documents_out"]}
+            for name, source in came.items()
         },
+        "near_duplicates": duplicates,
+        "seconds": dict(result.seconds),
     }
-    show(funnel, builder.counts)
-
-
-def _funnel(rows: pa.Table, n_quarantined: int) -> list[dict[str, Any]]:
-    """One entry per step: in, out, and what was removed for which reason."""
-    remaining = len(rows)
-    unreadable = {"unreadable": n_quarantined} if n_quarantined else {}
-    funnel = [{"step": "read", "in": remaining + n_quarantined, "out": remaining, "removed": unreadable}]
-    counts = Counter(zip(rows["step"].to_pylist(), rows["reason"].to_pylist(), strict=True))
-    for step in STEPS:
-        removed = {reason: n for (at, reason), n in sorted(counts.items()) if at == step}
-        funnel.append(
-            {"step": step, "in": remaining, "out": remaining - sum(removed.values()), "removed": removed}
+    content = {
+        "recipe": recipe.name,
+        "sources": came,
+        "removed": removed,
+        "rules": _rules(result),
+        "examples": _examples(result),
+        "duplicates": [pair for tally in result.tallies for pair in tally["pairs"]][:SHOWN],
+        "near": [_row(row) for summary in result.near for row in fuzzy_plan.found(summary)],
+        "scrubbed": dict(sorted(scrubbed.items())),
+        "quarantine": quarantine[:SHOWN],
+        "quarantined": n_quarantined,
+        **found,
+    }
+    storage.write_json(builder.file("report.json"), content)
+    page.write(content, builder.file("report.html"))
+    show(funnel, builder.counts, removed, came, result.seconds)
+    if builder.counts["renamed"]:
+        console.warn(
+            f"{builder.counts['renamed']:,} documents have an id that another has, too; the second x is now called x#2"
         )
-        remaining -= sum(removed.values())
+    console.say(f"  what went and what barely stayed, to judge by eye: {builder.file('report.html')}")
+
+
+def _row(row: tuple[str, str, str]) -> dict[str, str]:
+    return dict(zip(("quantity", "value", "formula"), row, strict=True))
+
+
+def _quarantine(result: Result) -> list[dict[str, Any]]:
+    numbers = [number for number, count in enumerate(result.counts) if count["quarantined"]]
+    urls = [result.work.file(number, "quarantine.jsonl") for number in numbers]
+    found = storage.in_threads(storage.read_jsonl, urls)
+    names = [result.work.sources[result.work.units[number].source].name for number in numbers]
+    return [{"source": name, **row} for name, rows in zip(names, found, strict=True) for row in rows]
+
+
+def _funnel(result: Result, removed: Sequence[Mapping[str, Any]], n_quarantined: int) -> list[dict[str, Any]]:
+    """One entry per step: in, out, and what was removed for which reason."""
+    left = sum(count["documents"] for count in result.counts)
+    unreadable = {"unreadable": n_quarantined} if n_quarantined else {}
+    funnel = [{"step": "read", "in": left + n_quarantined, "out": left, "removed": unreadable}]
+    for step in result.steps:
+        reasons: Counter[str] = Counter()
+        for row in removed:
+            if row["step"] == step:
+                reasons[row["reason"]] += row["documents"]
+        n = sum(reasons.values())
+        funnel.append({"step": step, "in": left, "out": left - n, "removed": dict(sorted(reasons.items()))})
+        left -= n
     return funnel
 
 
-def _planted(rows: pa.Table, recipe: Recipe, world: Artifact, builder: Builder) -> dict[str, Any]:
+def _rules(result: Result) -> list[dict[str, Any]]:
+    """The rules that saw documents, with the histograms of their signals."""
+    merged: dict[tuple[str, str, str], Histogram] = {}
+    for unit, count in zip(result.work.units, result.counts, strict=True):
+        name = result.work.profiles[unit.source].name
+        for step, reason, value in count["histograms"]:
+            histogram = Histogram.from_json(value)
+            if (name, step, reason) in merged:
+                merged[name, step, reason].merge(histogram)
+            else:
+                merged[name, step, reason] = histogram
+    described = {
+        (profile.name, row.stage, row.reason): row
+        for profile in result.work.profiles
+        for row in profile.describe()
+    }
+    out = []
+    for (name, step, reason), histogram in merged.items():
+        row = described[name, step, reason]
+        known = {
+            "profile": name,
+            "step": step,
+            "reason": reason,
+            "signal": row.signal,
+            "unit": row.unit,
+            "origin": row.source,
+        }
+        out.append(known | histogram.to_json())
+    return out
+
+
+def _examples(result: Result) -> list[dict[str, Any]]:
+    merged: dict[tuple[str, str, str], Nearest] = {}
+    of: dict[tuple[str, str, str], str] = {}
+    for unit, count in zip(result.work.units, result.counts, strict=True):
+        for step, reason, value in count["examples"]:
+            key = (result.work.profiles[unit.source].name, step, reason)
+            merged.setdefault(key, Nearest()).merge(Nearest.from_json(value))
+            of.setdefault(key, result.work.sources[unit.source].name)
+
+    def rows(examples: Any, source: str) -> list[dict[str, Any]]:
+        return [
+            {"id": id_, "source": source, "value": rank, "detail": detail, "text": text}
+            for rank, id_, detail, text in examples
+        ]
+
+    return [
+        {
+            "profile": key[0],
+            "step": key[1],
+            "reason": key[2],
+            "removed": rows(found.gone, of[key]),
+            "kept": rows(found.stayed, of[key]),
+        }
+        for key, found in merged.items()
+        if found.gone
+    ]
+
+
+def _contamination(result: Result, builder: Builder) -> dict[str, Any]:
+    """Evaluation items that documents hold, by benchmark and place."""
+    index = contamination.load(result.work.questions)
+    total = contamination.Found()
+    for count in result.counts:
+        total.merge(contamination.Found.from_json(count["found"]))
+    rows = total.table(index)
+    hits = []
+    for unit, count in zip(result.work.units, result.counts, strict=True):
+        source = result.work.sources[unit.source].name
+        hits += [{**hit, "source": source} for hit in count["hits"]]
+    storage.write_json(
+        builder.file("contamination.json"),
+        {
+            "ngram": index.n,
+            "mode": result.work.config.decontamination,
+            "benchmarks": [row._asdict() for row in rows],
+            "says": contamination.describe(rows, result.work.config.decontamination == "remove"),
+            "hits": hits,
+        },
+    )
+    return {
+        "says": contamination.describe(rows, result.work.config.decontamination == "remove"),
+        "benchmarks": [
+            {
+                "benchmark": row.benchmark,
+                "split": row.split,
+                "allowed": row.allowed,
+                "items": row.n_items,
+                "found": row.n_items_found,
+                "documents": row.n_documents,
+            }
+            for row in rows
+        ],
+        "contamination": hits[:SHOWN],
+    }
+
+
+def _planted(result: Result, recipe: Recipe, world: Artifact, builder: Builder) -> dict[str, Any]:
     """The score against the world's labels; of the sources that the recipe has."""
     generated = {
         source.name: source.kind for source in recipe.sources if source.kind in ("tinyworld", "quiz")
     }
-    rows = rows.filter(pc.is_in(rows["source"], pa.array(list(generated), pa.string())))
-    present = set(rows["id"].to_pylist())
-    labels = [row for row in storage.read_jsonl(world.file("planted.jsonl")) if row["id"] in present]
-    removed = rows.filter(pc.not_equal(rows["step"], ""))
-    reasons = dict(zip(removed["id"].to_pylist(), removed["reason"].to_pylist(), strict=True))
-    personal = pa.array([row["id"] for row in labels if row["kind"] == "personal"], pa.string())
+    if not generated:
+        return score.planted([], {}, {}, [])
+    labels = storage.read_jsonl(world.file("planted.jsonl"))
+    personal = {row["id"] for row in labels if row["kind"] == "personal"}
+    reasons: dict[str, str] = {}
     kept_texts: dict[str, str] = {}
-    for shard in range(recipe.shards):
-        table = read_table(builder.file("documents", part(shard)), ("id", "source", "text"))
-        table = table.filter(pc.is_in(table["id"], personal))
-        kept_texts |= dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
-    worlds = [name for name, kind in generated.items() if kind == "tinyworld"]
-    originals = rows.filter(pc.is_in(rows["source"], pa.array(worlds, pa.string())))["id"].to_pylist()
+    present: dict[str, str] = {}
+    for shard in range(len(result.written)):
+        for folder, columns in (
+            ("documents", ("id", "source", "text")),
+            ("removed", ("id", "source", "reason")),
+        ):
+            with storage.open_read(builder.file(folder, part(shard))) as handle:
+                table = pq.read_table(handle, columns=list(columns))
+            for id_, source, value in zip(*(table[name].to_pylist() for name in columns), strict=True):
+                if source not in generated:
+                    break  # a shard holds documents of one source
+                present[id_] = source
+                if folder == "removed":
+                    reasons[id_] = value
+                elif id_ in personal:
+                    kept_texts[id_] = value
+    labels = [row for row in labels if row["id"] in present]
+    originals = [id_ for id_, source in present.items() if generated[source] == "tinyworld"]
     return score.planted(labels, reasons, kept_texts, originals)
 
 
-def show(funnel: list[dict[str, Any]], counts: dict[str, Any]) -> None:
+def show(
+    funnel: Sequence[Mapping[str, Any]],
+    counts: Mapping[str, Any],
+    removed: Sequence[Mapping[str, Any]],
+    came: Mapping[str, Mapping[str, Any]],
+    seconds: Mapping[str, float],
+) -> None:
     """The funnel as a table, and one line each on scrubbed addresses and planted dirt."""
     rows = [
         (
@@ -111,10 +314,32 @@ def show(funnel: list[dict[str, Any]], counts: dict[str, Any]) -> None:
             ", ".join(f"{name} {n:,}" for name, n in step["removed"].items()),
         )
         for step in funnel
+        if step["removed"] or step["step"] == "read"
     ]
     console.table("Funnel", ("step", "in", "out", "removed"), rows)
-    scrubbed = counts["scrubbed"]
-    console.say(f"  scrubbed {scrubbed.get('email', 0):,} e-mail and {scrubbed.get('ip', 0):,} IP addresses")
+    by_source = [
+        (
+            name,
+            source["profile"],
+            source["documents_in"],
+            source["documents_out"],
+            f"{source['bytes_in'] / 1e6:,.1f}",
+            f"{source['bytes_out'] / 1e6:,.1f}",
+            f"{source['bytes_out'] / max(source['bytes_in'], 1):.1%}",
+        )
+        for name, source in came.items()
+    ]
+    console.table(
+        "Sources", ("source", "profile", "documents", "kept", "MB", "MB kept", "of the bytes"), by_source
+    )
+    total = sum(seconds.values())
+    if total:
+        console.say(
+            f"  {counts['bytes_in'] / 1e6 / total:,.1f} MB/s over all steps, {console.format_seconds(total)}"
+        )
+    if counts["scrubbed"]:
+        said = ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in counts["scrubbed"].items())
+        console.say(f"  replaced: {said}")
     planted = counts["planted"]
     kinds = [kind for kind in score.KINDS if planted[kind]["planted"]]
     found = ", ".join(

@@ -1,132 +1,441 @@
-"""Stage "curate": Ray Data carries the units, the driver decides about duplicates on arrays.
+"""Stage "curate" on Ray Data: passes over units of documents, and between them tasks over ranges of hashes, through files.
 
-    units ─▶ read, annotate (a task per unit) ─▶ decide on hashes (driver) ─▶ filter, sort, write (a task per output shard)
+    units ─▶ annotate ─▶ exact repeats (a task per range of hashes) ─▶ edit (a task per unit or Bloom filter)
+          ─▶ near-duplicates (`moxin.curate.fuzzy`) ─▶ tally ─▶ shards
 
-Every task writes whole files under names that follow from the list of units alone, so that a stage that was killed goes on
-with the units that are not finished, and the result is the same bytes for any number of workers.
+Every task writes whole files under names that follow from the list of units alone. So a stage that was killed goes on with
+what is not finished, and the result is the same bytes for any number of workers, any order of work and any restart.
 """
 
 import json
-from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 
 from moxin import console, storage
 from moxin.artifact import Artifact, Builder, Stage
-from moxin.curate import decide, decontaminate, report, shards, sources
-from moxin.curate.annotate import Judge, annotate, annotated_schema
+from moxin.config import digest
+from moxin.curate import (
+    annotate,
+    benchmarks,
+    contamination,
+    edit,
+    fasttext,
+    fuzzy,
+    near,
+    quality_model,
+    repeats,
+    report,
+    shards,
+    sources,
+    tally,
+    work,
+)
 from moxin.curate.documents import SCHEMA, stable_hash
-from moxin.curate.reading import read
+from moxin.curate.fuzzy_shingles import Params
+from moxin.curate.profiles import Profile
 from moxin.curate.sources import Unit
+from moxin.curate.work import Earlier, Work
 from moxin.recipe import CurateConfig, Recipe, SourceConfig
 
 SCRATCH = ".scratch"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every task is told; small, and the same for all."""
-
-    scratch: str
-    sources: tuple[SourceConfig, ...]
-    config: CurateConfig
-    questions: decontaminate.Index
-    shards: int
-
-    def judge(self, source: int) -> Judge:
-        return Judge(self.sources[source].kind, self.config, self.questions)
+INDEX = "index"
+EXAMPLE_UNITS = 16
+"""Units of each source from which the report takes examples."""
+SCORED = 200_000
+"""Documents on whose scores a cut-off by quantile is measured."""
+INDEX_RANGES = 64
+"""Ranges of hashes of a corpus that keeps its index, at least: later corpora must have as many."""
+INLINE_BYTES = 64 * 2**20
+"""Text up to which the steps between the passes are done by the driver: to start a task takes longer than these would."""
+KEY_BYTES = 400
+"""Text per key, at least, for the number of ranges: a short document, or ten lines."""
 
 
 def stage(recipe: Recipe, world: Artifact) -> Stage:
     """Stage "curate". Raises `ValueError` for settings that cannot be, a missing folder, or one without documents."""
-    check(recipe.curate)
-    config = {
-        "curate": recipe.curate,
-        "sources": recipe.sources,
+    curate = recipe.curate
+    profiles = [work.profile_of(source, curate) for source in recipe.sources]
+    check(recipe, profiles)
+    read = {
         "folders": [sources.fingerprint(source) for source in recipe.sources],
+        "benchmarks": benchmarks.fingerprint(curate.benchmarks) if curate.benchmarks else "",
+        "lists": [storage.sha256(url) for url in _lists(curate)],
+        "classifier": _classifier_fingerprint(curate, profiles),
+        "earlier": _manifest(curate.earlier)["key"] if curate.earlier else "",
+    }
+    config = {
+        "curate": replace(
+            curate, memory_bytes=CurateConfig.memory_bytes
+        ),  # what it is does not show in the result
+        "profiles": {
+            source.name: digest(repr(each)) for source, each in zip(recipe.sources, profiles, strict=True)
+        },
+        "sources": recipe.sources,
+        "read": read,
         "shards": recipe.shards,
     }
     return Stage("curate", config, {"world": world}, partial(make, recipe, world), SCRATCH)
 
 
-def check(config: CurateConfig) -> None:
-    """Raises `ValueError` for thresholds outside their range."""
-    for name in ("near_duplicate_jaccard", "language_threshold"):
-        if not 0 < getattr(config, name) <= 1:
-            raise ValueError(f"curate.{name} = {getattr(config, name)}: must be above 0 and at most 1")
-    if not config.languages:
-        raise ValueError("curate.languages is empty: name at least one, for example en")
-    for name in ("minhash_bands", "minhash_rows", "decontamination_ngram"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"curate.{name} = {getattr(config, name)}: must be at least 1")
+def check(recipe: Recipe, profiles: Sequence[Profile]) -> None:
+    """Raises `ValueError` for settings that cannot be, or that have no effect."""
+    curate = recipe.curate
+    for name in ("decontamination_ngram", "shard_bytes", "memory_bytes"):
+        if getattr(curate, name) < 1:
+            raise ValueError(f"curate.{name} = {getattr(curate, name)}: must be at least 1")
+    if curate.removed_chars < 0:
+        raise ValueError(f"curate.removed_chars = {curate.removed_chars}: must be at least 0")
+    known = {name.removeprefix("__label__") for name in fasttext.lid176().labels} | {"*"}
+    for profile in profiles:
+        if unknown := sorted(set(profile.languages) - known):
+            raise ValueError(
+                f"profile {profile.name!r}: languages {unknown} are not known to lid.176; known: {', '.join(sorted(known))}"
+            )
+    model = curate.classifier
+    given = bool(model.model) + bool(model.good or model.ordinary)
+    wants = [profile.name for profile in profiles if profile.classifier is not None]
+    if wants and (given != 1 or bool(model.good) != bool(model.ordinary)):
+        raise ValueError(
+            f"profile {wants[0]!r} ends with a quality classifier: set curate.classifier.model to a fastText model (DCLM's "
+            "is openhermes_reddit_eli5_vs_rw_v2_bigram_200k_train.bin), or curate.classifier.good and .ordinary to two "
+            "folders of documents; or leave the classifier out with --set curate.overrides=classifier=off"
+        )
+    for profile in profiles:
+        if profile.classifier is not None and profile.classifier.threshold and not model.model:
+            raise ValueError(
+                f"profile {profile.name!r}: classifier.threshold = {profile.classifier.threshold:g} belongs to a published "
+                "model; for one that is trained here set curate.overrides=classifier.threshold=0,classifier.keep=0.1"
+            )
+    if given and not wants:
+        raise ValueError(
+            "curate.classifier has no effect: no source's profile has a classifier; leave it out"
+        )
+
+
+def _lists(curate: CurateConfig) -> list[str]:
+    named = vars(curate.blocklists).values()
+    return [url for urls in named for url in urls] + ([curate.bad_words] if curate.bad_words else [])
+
+
+def _classifier_fingerprint(curate: CurateConfig, profiles: Sequence[Profile]) -> Any:
+    model = curate.classifier
+    if all(profile.classifier is None for profile in profiles):
+        return ""
+    if model.model:
+        return quality_model.fingerprint(model.model)
+    return [
+        sources.fingerprint(SourceConfig(name, "folder", path=getattr(model, name)))
+        for name in ("good", "ordinary")
+    ]
+
+
+def _manifest(url: str) -> dict[str, Any]:
+    """The manifest of an earlier curate artifact with an index. Raises `ValueError` where it is none."""
+    manifest = storage.join(url, "manifest.json")
+    if not storage.exists(manifest):
+        raise ValueError(
+            f"curate.earlier = {url}: no finished artifact there; give the folder curate-… of a run"
+        )
+    if not storage.exists(storage.join(url, INDEX, "index.json")):
+        raise ValueError(
+            f"curate.earlier = {url}: it kept no index; make it again with --set curate.keep_index=true"
+        )
+    return storage.read_json(manifest)  # type: ignore[no-any-return]
 
 
 def make(recipe: Recipe, world: Artifact, builder: Builder) -> None:
-    questions = storage.read_jsonl(world.file("questions.jsonl"))
-    index = decontaminate.build(questions, recipe.curate.decontamination_ngram)
-    work = Work(builder.file(SCRATCH), recipe.sources, recipe.curate, index, recipe.shards)
-    annotate(SCHEMA.empty_table(), work.judge(0))  # compiles the kernels once, before many processes would
-    units = _units(recipe, world, work.scratch)
-    folders = [storage.join(work.scratch, "units", f"{number:05d}") for number in range(len(units))]
-    open_ = [
-        number for number, url in enumerate(folders) if not storage.exists(storage.join(url, shards.DONE))
-    ]
-    if len(open_) < len(units):
-        console.say(f"  {len(units) - len(open_)} of {len(units)} units are finished already")
-    rows = [
-        {"folder": folders[n], "unit": json.dumps(units[n].to_json()), "size": units[n].size} for n in open_
-    ]
-    each("read and measure", rows, partial(annotate_unit, work))
-    decided = decide.decide(folders, recipe, work.scratch)
-    rows = [{"shard": shard, "size": 0} for shard in range(recipe.shards)]
-    each("filter and write", rows, partial(shards.write_shard, work.scratch, folders, builder.url))
-    report.report(decided, folders, recipe, world, builder, questions)
+    """Makes the artifact."""
+    index = builder.file(INDEX if recipe.curate.keep_index else SCRATCH)
+    task = prepare(recipe, world, builder.file(SCRATCH), index)
+    result = process(task, recipe.shards, builder.url)
+    if recipe.curate.keep_index:
+        write_index(result.work)
+    report.report(result, recipe, world, builder)
 
 
-def _units(recipe: Recipe, world: Artifact, scratch: str) -> list[Unit]:
+def prepare(recipe: Recipe, world: Artifact, scratch: str, index: str, sample: float = 1.0) -> Work:
+    """What the tasks are told; what they read besides documents is put where they find it."""
+    curate = recipe.curate
+    profiles = tuple(work.profile_of(source, curate) for source in recipe.sources)
+    units = _units(recipe, world, scratch)
+    if sample < 1:
+        units = _sampled(units, sample)
+    items = [
+        contamination.Item("tinyworld", "test", str(row["id"]), row["question"], row["text"])
+        for row in storage.read_jsonl(world.file("questions.jsonl"))
+    ]
+    items += benchmarks.read(curate.benchmarks)
+    allowed = [_split_name(name) for name in curate.allowed]
+    questions = storage.join(scratch, "questions")
+    contamination.save(contamination.build(items, curate.decontamination_ngram, allowed), questions)
+    earlier = _earlier(curate.earlier)
+    task = Work(
+        scratch,
+        index,
+        recipe.sources,
+        profiles,
+        curate,
+        units,
+        _n_ranges(curate, units, scratch),
+        _example_units(units),
+        sample,
+        earlier,
+        questions,
+    )
+    if any(profile.classifier is not None for profile in profiles):
+        task = replace(task, classifier=_classifier(curate, scratch))
+    for source in range(len(profiles)):  # compiles the kernels once, before many processes would
+        judge = annotate.Judge(task, source)
+        annotate.annotate(SCHEMA.empty_table(), judge, annotate.Counts(judge.profile, examples=False))
+    return task
+
+
+def _units(recipe: Recipe, world: Artifact, scratch: str) -> tuple[Unit, ...]:
     """The list of units; one that an earlier attempt made is taken as it is."""
     url = storage.join(scratch, "units.json")
     if not storage.exists(url):
         storage.write_json(url, [unit.to_json() for unit in sources.units(recipe.sources, world)])
-    return [Unit.from_json(value) for value in storage.read_json(url)]
+    return tuple(Unit.from_json(value) for value in storage.read_json(url))
 
 
-def each(title: str, rows: list[dict[str, Any]], work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Runs `work` on every row as a Ray Data task of its own; `size` of a row is in bytes, for the progress."""
-    if not rows:
+def _sampled(units: tuple[Unit, ...], share: float) -> tuple[Unit, ...]:
+    """Units with about `share` of each source's bytes and one of each at least, drawn by a hash."""
+    chosen = []
+    for source in sorted({unit.source for unit in units}):
+        own = [unit for unit in units if unit.source == source]
+        wanted, total = share * sum(unit.size for unit in own), 0
+        for unit in sorted(own, key=lambda unit: stable_hash(unit.items[0].id + str(unit.items[0].first))):
+            chosen.append(unit)
+            total += unit.size
+            if total >= wanted:
+                break
+    return tuple(unit for unit in units if unit in chosen)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    benchmark, slash, split = name.rpartition("/")
+    if not slash:
+        raise ValueError(f"curate.allowed names {name!r}: write benchmark/split, for example gsm8k/train")
+    return benchmark, split
+
+
+def _example_units(units: Sequence[Unit]) -> frozenset[int]:
+    by_source: dict[int, list[int]] = {}
+    for number, unit in enumerate(units):
+        by_source.setdefault(unit.source, []).append(number)
+    chosen = [
+        sorted(own, key=lambda number: stable_hash(str(number)))[:EXAMPLE_UNITS] for own in by_source.values()
+    ]
+    return frozenset(number for own in chosen for number in own)
+
+
+def _n_ranges(curate: CurateConfig, units: Sequence[Unit], scratch: str) -> int:
+    """Ranges of hashes, of which one fits into the memory; those of an attempt, or a corpus, before this."""
+    url = storage.join(scratch, "ranges.json")
+    if storage.exists(url):
+        return int(storage.read_json(url))
+    n_bytes = sum(sources.text_bytes(item) for unit in units for item in unit.items)
+    n = repeats.ranges_for(n_bytes // KEY_BYTES + 1, curate.memory_bytes)
+    if curate.earlier:
+        n = int(storage.read_json(storage.join(curate.earlier, INDEX, "index.json"))["n_ranges"])
+    elif curate.keep_index:
+        n = max(n, INDEX_RANGES)
+    storage.write_json(url, n)
+    return n
+
+
+def _earlier(url: str) -> tuple[Earlier, ...]:
+    """The corpora before this one, the first first."""
+    if not url:
+        return ()
+    _manifest(url)
+    told = storage.read_json(storage.join(url, INDEX, "index.json"))
+    exact = tuple(storage.join(url, INDEX, "exact", name) for name in told["exact"])
+    found = tuple((int(tag), storage.join(url, INDEX, folder)) for tag, folder in told["near"])
+    return (*_earlier(told["earlier"]), Earlier(url, exact, found))
+
+
+def write_index(task: Work) -> None:
+    """Takes out what only the search itself needed, and tells what a later corpus needs to know; written last."""
+    for k in range(len(task.searches)):
+        for kind in ("pairs", "members", "large", "alike", "asked", "answered", "keys-2", "keys-3"):
+            storage.remove(storage.join(task.index, f"near-{k}", kind))
+    exact = [
+        task.key_file("exact", k).rpartition("/")[2] for k in task.of(lambda profile: profile.exact != "off")
+    ]
+    found = [[str(params.tag()), f"near-{k}"] for k, params in enumerate(task.searches)]
+    value = {"n_ranges": task.n_ranges, "exact": exact, "near": found, "earlier": task.config.earlier}
+    storage.write_json(storage.join(task.index, "index.json"), value)
+
+
+def _classifier(curate: CurateConfig, scratch: str) -> str:
+    """The model of profiles that have one, trained now where it is to be."""
+    model = curate.classifier
+    if model.model:
+        return model.model
+    url = storage.join(scratch, "classifier.bin")
+    if not storage.exists(url):
+        with console.progress("train the classifier", None, "") as bar:
+            quality_model.save(
+                quality_model.make(model.good, model.ordinary, fasttext.Training(), model.max_bytes), url
+            )
+            bar.update(1)
+    return url
+
+
+class Steps:
+    """Runs tasks on Ray Data, shows how far they are, and takes the time."""
+
+    def __init__(self, task: Work) -> None:
+        self.work, self.seconds = task, dict[str, float]()
+
+    @contextmanager
+    def step(self, title: str, total: float, unit: str) -> Iterator[console.Bar]:
+        started = time.monotonic()
+        with console.progress(title, total or None, unit) as bar:
+            yield bar
+        self.seconds[title] = round(self.seconds.get(title, 0) + time.monotonic() - started, 3)
+
+    def over_units(
+        self, title: str, call: Callable[[Any], Any], items: Sequence[Any], sizes: Sequence[int]
+    ) -> list[Any]:
+        """What `call` gives for each item, in their order; the sizes, in bytes, are for the progress."""
+        out: list[Any] = [None] * len(items)
+        with self.step(title, sum(sizes) / 1e6, "MB") as bar:
+            for place, value in on_ray(call, items):
+                out[place] = value
+                bar.advance(sizes[place] / 1e6)
+        return out
+
+    def over_ranges(self, title: str, call: Callable[[int], Any], items: Sequence[int], n_bytes: int) -> None:
+        with self.step(title, len(items), "tasks") as bar:
+            self.each(n_bytes, call, items, bar)
+
+    def each(
+        self, n_bytes: int, call: Callable[[int], Any], items: Sequence[int], bar: console.Bar | None = None
+    ) -> None:
+        """Runs steps between the passes over `n_bytes` of text; the memory that each may take is asked of Ray."""
+        inline = n_bytes <= INLINE_BYTES
+        done = map(call, items) if inline else on_ray(call, list(items), memory=self.work.config.memory_bytes)
+        for _ in done:
+            if bar is not None:
+                bar.advance()
+
+
+def on_ray(call: Callable[[Any], Any], items: Sequence[Any], memory: int = 0) -> Iterator[tuple[int, Any]]:
+    """`call(item)` as a Ray Data task each; yields places and results as they are finished.
+
+    With `memory`, in bytes, no more of them run on a node than it has memory for.
+    """
+    if not len(items):
         return
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work)
-    total = sum(row["size"] for row in rows) / 1e6
-    with console.progress(title, total or None, "MB") as bar:
-        for row in dataset.iter_rows():
-            bar.advance(row["size"] / 1e6)
+    options: dict[str, Any] = {}
+    if memory:
+        largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+        options["memory"] = min(memory, int(largest))
+    rows = [{"place": place, "item": json.dumps(item)} for place, item in enumerate(items)]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(partial(_task, call), **options)
+    for row in dataset.iter_rows():
+        yield row["place"], json.loads(row["value"])
 
 
-def annotate_unit(work: Work, row: dict[str, Any]) -> dict[str, Any]:
-    """Reads and annotates one unit: a Parquet file per output shard, and last a `done.json` with what was counted."""
-    unit = Unit.from_json(json.loads(row["unit"]))
-    quarantine: list[dict[str, Any]] = []
-    scrubbed: Counter[str] = Counter()
-    urls = [storage.join(row["folder"], shards.part(shard)) for shard in range(work.shards)]
-    schema = annotated_schema(work.config)
-    with ExitStack() as stack:
-        files = [stack.enter_context(storage.open_atomic(url)) for url in urls]
-        writers = [stack.enter_context(pq.ParquetWriter(file, schema)) for file in files]
-        for batch in read(unit, work.sources[unit.source], quarantine):
-            annotated, counts = annotate(batch, work.judge(unit.source))
-            scrubbed += counts
-            place = np.array([stable_hash(id_) % work.shards for id_ in batch["id"].to_pylist()])
-            for shard in np.unique(place):
-                writers[shard].write_table(annotated.filter(pa.array(place == shard)))
-    done = {"source": unit.source, "quarantine": quarantine, "scrubbed": scrubbed}
-    storage.write_json(storage.join(row["folder"], shards.DONE), done)
-    return {"size": row["size"]}
+def _task(call: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any]:
+    # Ray runs as many tasks as there are cores; more threads in each would only be in each other's way.
+    pa.set_cpu_count(1)
+    return {"place": row["place"], "value": json.dumps(call(json.loads(row["item"])))}
+
+
+def process(task: Work, least_shards: int, url: str) -> "report.Result":
+    """All passes; with an empty `url` no shards are written."""
+    steps, numbers = Steps(task), range(len(task.units))
+    sizes = [sum(sources.text_bytes(item) for item in unit.items) for unit in task.units]
+    counts = steps.over_units("read and measure", partial(annotate.annotate_unit, task), numbers, sizes)
+    alive = [count["alive_bytes"] for count in counts]
+    wanted = {kind for profile in task.profiles for kind in annotate.kinds(profile)}
+    for kind in sorted(wanted):
+        steps.over_ranges(
+            f"repeats: {kind}", partial(edit.find_repeats, task, kind), range(task.n_ranges), sum(alive)
+        )
+    task = replace(task, cutoffs=_cutoffs(task, steps, alive))
+    streams = edit.streams(task)
+    edited: list[Any] = [None] * len(numbers)
+    done = steps.over_units(
+        "deduplicate exactly",
+        partial(edit.edit_stream, task),
+        streams,
+        [sum(alive[k] for k in own) for own in streams],
+    )
+    for own, values in zip(streams, done, strict=True):
+        for number, value in zip(own, values, strict=True):
+            edited[number] = value
+    searches: dict[Params, fuzzy.Search] = {}
+    summaries: list[fuzzy.Summary] = []
+    for params in task.searches:
+        searches[params] = near.search_of(task, params)
+        with steps.step("near-duplicates", 0, ""):
+            summaries.append(
+                fuzzy.run(
+                    searches[params],
+                    partial(near.texts, task),
+                    partial(steps.each, sum(alive)),
+                    lasting=task.config.keep_index,
+                )
+            )
+    call = partial(_tally, task, {params.tag(): search for params, search in searches.items()})
+    tallies = steps.over_units("decide", call, numbers, alive)
+    written: list[dict[str, Any]] = []
+    if url:
+        plan = shards.plan(task, [[size for _, size in one["groups"]] for one in tallies], least_shards)
+        content = [[k, [[one.unit, one.first, one.stop] for one in slices]] for k, slices in enumerate(plan)]
+        kept = [
+            sum(
+                tallies[one.unit]["groups"][group][1]
+                for one in slices
+                for group in range(one.first, one.stop)
+            )
+            for slices in plan
+        ]
+        written = steps.over_units("write", partial(_write, task, url), content, kept)
+    return report.Result(task, counts, edited, tallies, summaries, written, steps.seconds)
+
+
+def _tally(task: Work, searches: dict[int, fuzzy.Search], number: int) -> dict[str, Any]:
+    params = task.profile(number).near
+    return tally.tally_unit(task, number, searches[params.tag()] if params is not None else None)
+
+
+def _write(task: Work, url: str, content: Any) -> dict[str, Any]:
+    shard, slices = content
+    return shards.write(task, url, shard, [shards.Slice(*one) for one in slices])
+
+
+def _cutoffs(task: Work, steps: Steps, alive: Sequence[int]) -> tuple[float, ...]:
+    """The lowest score that stays, by source: as the profile says, or the quantile of a sample of its documents."""
+    out = []
+    for source, profile in enumerate(task.profiles):
+        cut = profile.classifier
+        if cut is None or cut.threshold:
+            out.append(cut.threshold if cut else 0.0)
+            continue
+        own = [number for number in range(len(task.units)) if task.units[number].source == source]
+        own = sorted(own, key=lambda number: stable_hash(str(number)))
+        each = -(-SCORED // max(len(own), 1)) if len(own) < 64 else SCORED // 64
+        chosen = own[: -(-SCORED // max(each, 1))]
+        scores = steps.over_units(
+            "score a sample", partial(_scores, task, each), chosen, [alive[number] for number in chosen]
+        )
+        flat = [score for some in scores for score in some]
+        out.append(fasttext.threshold(pa.array(flat, pa.float32()).to_numpy(), cut.keep) if flat else 0.0)
+    return tuple(out)
+
+
+def _scores(task: Work, most: int, number: int) -> list[float]:
+    return edit.sample_scores(task, number, most)

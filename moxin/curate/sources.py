@@ -24,6 +24,9 @@ UNIT_BYTES = 1 << 20
 FOLDER_UNIT_BYTES = 64 << 20
 """Text of a unit of a folder or tree, estimated. Files are put together up to it, and a larger file is split into parts of
 about this size where that can be done without reading it: plain JSON lines by bytes, Parquet by row groups."""
+MAX_UNITS = 20_000
+"""Units of folders and trees, roughly: of a corpus that would have more, each is larger. Tasks of deduplication read a slice
+of every unit's file."""
 UNIT_FILES = 8192
 """Each file is a request to an object store."""
 TEXT_PER_BYTE = {".gz": 4, ".zst": 4, ".parquet": 3}
@@ -124,12 +127,14 @@ def fingerprint(source: SourceConfig) -> str:
 def units(sources: tuple[SourceConfig, ...], world: Artifact) -> list[Unit]:
     """All units, source by source."""
     found = []
-    for position, source in enumerate(sources):
-        items = limited(_items(source, world), source.max_bytes)
+    listed = [limited(_items(source, world), source.max_bytes) for source in sources]
+    total = sum(text_bytes(item) for items in listed for item in items if not item.root)
+    unit_bytes = max(FOLDER_UNIT_BYTES, total // MAX_UNITS)
+    for position, (source, items) in enumerate(zip(sources, listed, strict=True)):
         most = UNIT_BYTES
         if source.kind in ("folder", "tree"):
-            parts = storage.in_threads(partial(_parts, source), items)
-            items, most = [part for of_file in parts for part in of_file], FOLDER_UNIT_BYTES
+            parts = storage.in_threads(partial(_parts, source, unit_bytes), items)
+            items, most = [part for of_file in parts for part in of_file], unit_bytes
         group: list[Item] = []
         size = 0
         for item in items:
@@ -150,15 +155,15 @@ def text_bytes(item: Item) -> int:
     return item.size * next((n for suffix, n in TEXT_PER_BYTE.items() if item.path.endswith(suffix)), 1)
 
 
-def _parts(source: SourceConfig, item: Item) -> list[Item]:
-    """A file of a folder as parts of about `FOLDER_UNIT_BYTES` of text, or itself.
+def _parts(source: SourceConfig, unit_bytes: int, item: Item) -> list[Item]:
+    """A file of a folder as parts of about `unit_bytes` of text, or itself.
 
     Compressed lines and archives stay whole: where a line or record begins in them is not to be known without reading.
     """
-    if source.kind != "folder" or text_bytes(item) <= FOLDER_UNIT_BYTES:
+    if source.kind != "folder" or text_bytes(item) <= unit_bytes:
         return [item]
     if item.path.endswith(".jsonl"):
-        n = -(-item.size // FOLDER_UNIT_BYTES)
+        n = -(-item.size // unit_bytes)
         edges = [item.size * i // n for i in range(n + 1)]
         sizes = [b - a for a, b in pairwise(edges)]
     elif item.path.endswith(".parquet"):
@@ -167,7 +172,7 @@ def _parts(source: SourceConfig, item: Item) -> list[Item]:
                 sizes = parquet.groups(handle, source.text_field)
         except (pa.ArrowException, OSError, ValueError):
             return [item]  # what is wrong with it is said where it is read
-        which = [total // FOLDER_UNIT_BYTES for total in accumulate(sizes, initial=0)]
+        which = [total // unit_bytes for total in accumulate(sizes, initial=0)]
         edges = [i for i in range(len(sizes)) if i == 0 or which[i] != which[i - 1]] + [len(sizes)]
         sizes = [sum(sizes[a:b]) for a, b in pairwise(edges)]
     else:

@@ -1,6 +1,6 @@
 """Applies a profile of filters to a batch of documents: edits, signals, rules, and what became of every document.
 
-verdicts = apply(find_profile("fineweb"), data, offsets, {"english": words.split})
+verdicts = apply(find_profile("fineweb"), data, offsets)
 """
 
 import operator
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import quality, quality_dclm, quality_lines
+from kernels import quality, quality_dclm, quality_lines, words, words_uax29
 from kernels.quality_text import character_flags
 from moxin.curate.profiles import DclmLines, Edit, LimitNewlines, Profile
 
@@ -36,6 +36,8 @@ class Verdicts(NamedTuple):
     offsets: NDArray[np.int64]
     lines: dict[str, NDArray[np.int64]]
     """By edit and outcome: lines, int64[n]; 0 for documents that the edit did not see."""
+    signals: list[NDArray[np.float32]]
+    """By stage, the signals of its rules in their order, float32[n, n_rules]; NaN for documents that it did not see."""
 
     def reasons(self, profile: Profile) -> list[str]:
         """The reason of every document, "" where it stays."""
@@ -43,6 +45,13 @@ class Verdicts(NamedTuple):
             profile.stages[stage].rules[rule].reason if stage >= 0 else ""
             for stage, rule in zip(self.stage, self.rule, strict=True)
         ]
+
+
+SPLITTERS: Mapping[str, Splitter] = {"english": words.split, "uax29": words_uax29.split}
+"""By the names that stages give: as datatrove's English tokenizer splits, and by Unicode's word boundaries."""
+
+
+COSTLY = quality.GRAM_SIGNALS | quality.DCLM_GRAM_SIGNALS | quality.WORD_SIGNALS | quality.LINE_SIGNALS
 
 
 class _Text:
@@ -67,22 +76,38 @@ class _Text:
         return self.words[kind]
 
     def table(self, kind: str, wanted: frozenset[str]) -> NDArray[np.float64]:
+        wanted &= COSTLY  # the others are always measured
         if kind not in self.tables or not wanted <= self.tables[kind][0]:
             table = quality.signals(self.data, self.offsets, *self.split(kind), wanted=wanted)
             self.tables[kind] = (wanted, table)
         return self.tables[kind][1]
+
+    def free(self, name: str) -> NDArray[np.float64]:
+        """A signal that does not depend on words, from whatever was measured already."""
+        tables = [table for _, table in self.tables.values()] or [self.table("", frozenset())]
+        return tables[0][:, quality.NAMES.index(name)]
+
+    def where(self, keep: NDArray[np.bool_]) -> "_Text":
+        """Some of the documents, with what was measured of them."""
+        if keep.all():
+            return self
+        out = self.take(self.offsets[:-1][keep], self.offsets[1:][keep])
+        out.tables = {kind: (wanted, table[keep]) for kind, (wanted, table) in self.tables.items()}
+        return out
 
     def take(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> "_Text":
         return _Text(*quality_lines.take(self.data, starts, ends), self.splitters)
 
 
 def apply(
-    profile: Profile, data: NDArray[np.uint8], offsets: NDArray[np.int64], splitters: Mapping[str, Splitter]
+    profile: Profile,
+    data: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    splitters: Mapping[str, Splitter] = SPLITTERS,
 ) -> Verdicts:
     """Runs a profile over a batch: `data` uint8, UTF-8, and `offsets` int64[n + 1].
 
-    `splitters` by the names that stages give: "english" as datatrove's English tokenizer splits, "uax29" by Unicode's word
-    boundaries. A document that a stage removes is not seen by the next.
+    A document that a stage removes is not seen by the next.
 
     Raises:
         ValueError: A stage needs the words of a splitter that was not given.
@@ -91,26 +116,30 @@ def apply(
     stage_of, rule_of = np.full(n, -1, np.int64), np.full(n, -1, np.int64)
     value_of = np.full(n, np.nan)
     lines: dict[str, NDArray[np.int64]] = {}
+    signals: list[NDArray[np.float32]] = []
     text, rows = _Text(data, offsets, splitters), np.arange(n)
     for position, stage in enumerate(profile.stages):
         extra: dict[str, NDArray[np.float64]] = {}
         if stage.edit is not None:
             alive = stage_of[rows] < 0
             rows = rows[alive]
-            text = text.take(text.offsets[:-1][alive], text.offsets[1:][alive])
+            text = text.where(alive)
             text, extra, counts = _edit(stage.edit, text)
             for name, count in counts.items():
                 lines[name] = np.zeros(n, np.int64)
                 lines[name][rows] = count
         table = text.table(stage.words, _wanted(profile, position))
+        seen = stage_of[rows] < 0
+        signals.append(np.full((n, len(stage.rules)), np.nan, np.float32))
         for number, rule in enumerate(stage.rules):
             value = extra[rule.signal] if rule.signal in extra else table[:, quality.NAMES.index(rule.signal)]
+            signals[-1][rows[seen], number] = value[seen]
             removed = OPERATORS[rule.op](value, rule.threshold) & (stage_of[rows] < 0)
             where = rows[removed]
             stage_of[where], rule_of[where], value_of[where] = position, number, value[removed]
     alive = stage_of[rows] < 0
-    kept = text.take(text.offsets[:-1][alive], text.offsets[1:][alive])
-    return Verdicts(stage_of, rule_of, value_of, rows[alive], kept.data, kept.offsets, lines)
+    kept = text.where(alive)
+    return Verdicts(stage_of, rule_of, value_of, rows[alive], kept.data, kept.offsets, lines, signals)
 
 
 def _wanted(profile: Profile, position: int) -> frozenset[str]:
@@ -134,11 +163,10 @@ def _edit(
             {},
             {},
         )
-    column = quality.NAMES.index("dclm_words")
     if isinstance(edit, DclmLines):
         data, offsets, counts = quality_dclm.dclm_lines(text.data, text.offsets)
         after = _Text(data, offsets, text.splitters)
-        n_before, n_after = (each.table("", frozenset())[:, column] for each in (text, after))
+        n_before, n_after = (each.free("dclm_words") for each in (text, after))
         outcomes = {f"line modifiers: {name}": counts[:, k] for k, name in enumerate(quality_dclm.DCLM_LINES)}
         return after, {"words_removed": (n_before - n_after) / np.maximum(n_before, 1)}, outcomes
     edited = quality_lines.c4_lines(text.data, text.offsets, **vars(edit))

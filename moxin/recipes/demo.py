@@ -30,7 +30,7 @@ def demo() -> Recipe:
             SourceConfig("quiz", "quiz", license="CC0-1.0"),
         ),
         tinyworld=TinyworldConfig(),
-        curate=CurateConfig(),
+        curate=CurateConfig(decontamination_ngram=8),
         tokenizer=TokenizerConfig(vocab_size=2048),
         pretrain=PretrainConfig(
             phases=(

@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kernels.text import unicode_tables, word_hashes
-from moxin.arrow import utf8_buffers
-from moxin.curate import contamination, decontaminate
-from moxin.curate.contamination import Item, Row, build, search
+from moxin import storage
+from moxin.curate import benchmarks, contamination
+from moxin.curate.contamination import MAX_ITEMS, MIN_WORDS, Found, Item, Row, build, describe, search
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "eval"
 QUESTION = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
@@ -41,9 +41,13 @@ def words(text: str) -> list[str]:
 
 def runs(item: Item, n: int) -> set[tuple[str, ...]]:
     alone, whole = words(item.question), words(f"{item.question} {item.answer}")
-    chosen = alone if decontaminate.MIN_WORDS <= len(alone) < n else whole
+    chosen = alone if MIN_WORDS <= len(alone) < n else whole
     size = min(n, len(chosen))
-    return {tuple(chosen[k : k + size]) for k in range(len(chosen) - size + 1)} if chosen else set()
+    return (
+        {tuple(chosen[k : k + size]) for k in range(len(chosen) - size + 1)}
+        if size >= min(n, MIN_WORDS)
+        else set()
+    )
 
 
 def expected(
@@ -51,10 +55,11 @@ def expected(
 ) -> dict[tuple[str, str], tuple[int, list[str]]]:
     """(document, item): how many runs, and the words of the first, shorter before longer."""
     found = {}
+    owners = Counter(run for item in items for run in runs(item, n))
+    own = [(item, {run for run in runs(item, n) if owners[run] <= MAX_ITEMS}) for item in items]
     for name, text in enumerate(documents):
         listed = words(text)
-        for item in items:
-            looked_for = runs(item, n)
+        for item, looked_for in own:
             size = len(next(iter(looked_for), ()))
             at = [
                 k for k in range(len(listed) - size + 1) if size and tuple(listed[k : k + size]) in looked_for
@@ -85,24 +90,6 @@ def test_fuzzed_documents_and_items_against_plain_python():
         assert report.remove.tolist() == [any(key[0] == str(k) for key in ours) for k in range(60)]
 
 
-def test_items_are_those_that_decontaminate_finds():
-    draw = random.Random(2)
-    vocabulary = [f"w{k}" for k in range(6)]
-    items = [
-        Item("b", "test", str(k), " ".join(draw.choices(vocabulary, k=draw.randrange(1, 20))), "w1 w2")
-        for k in range(200)
-    ]
-    documents = pa.array([" ".join(draw.choices(vocabulary, k=300)) for _ in range(20)], pa.string())
-    old = decontaminate.build([{"id": i.id, "question": i.question, "text": i.answer} for i in items], 6)
-    hashes = word_hashes(*utf8_buffers(documents), *unicode_tables())
-    pairs = decontaminate.hits(old, *hashes)
-    report = search(build(items, 6), list(map(str, range(20))), documents)
-    assert len(pairs) > 100
-    assert [(int(hit.document), int(hit.item)) for hit in report.hits] == [
-        tuple(pair) for pair in pairs.tolist()
-    ]
-
-
 def test_the_report_says_what_was_found_where():
     documents = [
         "nothing of the kind",
@@ -130,11 +117,11 @@ def test_the_report_says_what_was_found_where():
     assert [hit.allowed for hit in report.hits] == [False, False, True, False]
     assert report.remove.tolist() == [False, True, True, False, True, False, False, False]
     assert report.table() == [
-        Row("empty", "test", False, 1, 0, 0),
-        Row("gsm8k", "test", False, 1, 1, 1),
-        Row("gsm8k", "train", True, 1, 1, 1),
-        Row("short", "test", False, 1, 1, 1),
-        Row("tiny", "test", False, 1, 1, 1),
+        Row("empty", "test", False, 1, 1, 0, 0),
+        Row("gsm8k", "test", False, 1, 0, 1, 1),
+        Row("gsm8k", "train", True, 1, 0, 1, 1),
+        Row("short", "test", False, 1, 0, 1, 1),
+        Row("tiny", "test", False, 1, 0, 1, 1),
     ]
     table = contamination.as_table(report.hits)
     assert table.to_pylist() == [hit._asdict() for hit in report.hits]
@@ -172,32 +159,106 @@ def test_mistakes_are_explained():
         build(ITEMS, allowed=[("gsm8k", "dev")])
 
 
-def gauntlet() -> list[Item]:
-    if not (DATA / "gauntlet").exists():
-        pytest.skip(f"{DATA / 'gauntlet'} is not there")
-    items = []
-    for path in sorted((DATA / "gauntlet").rglob("*.jsonl")):
-        for number, line in enumerate(path.read_text().split("\n")):
-            if line:
-                row = json.loads(line)
-                question = next(
-                    (row[k] for k in ("context", "query", "prompt", "question") if k in row), line
-                )
-                items.append(Item(path.stem, "test", str(number), str(question), str(row.get("answer", ""))))
-    return items
+def test_runs_that_are_in_many_documents_are_no_hit():
+    """Fewer than `MIN_WORDS` words with the answer, and words that more than `MAX_ITEMS` items share."""
+    told = "Complete the rest of the sequence making sure that the parentheses are closed properly please"
+    short = [Item("sums", "test", str(k), f"{k} + 42 =", f"{k + 42}") for k in range(3)]
+    alike = [Item("brackets", "test", str(k), f"{told} ( [", "] )") for k in range(MAX_ITEMS + 1)]
+    own = Item("brackets", "dev", "own", f"{told} then go home with your very best friend", "")
+    documents = pa.array(["0, 42, 42", told, f"{told} then go home with your very best friend"])
+    report = search(build([*short, *alike, own]), ["a", "b", "c"], documents)
+    assert [(hit.item, hit.document) for hit in report.hits] == [("own", "c")]
+    assert report.table() == [
+        Row("brackets", "dev", False, 1, 0, 1, 1),
+        Row("brackets", "test", False, MAX_ITEMS + 1, MAX_ITEMS + 1, 0, 0),
+        Row("sums", "test", False, 3, 3, 0, 0),
+    ]
+    fewer = search(build(alike[:MAX_ITEMS]), ["a", "b", "c"], documents)
+    assert len(fewer.hits) == 2 * MAX_ITEMS
+
+
+def test_units_searched_apart_and_merged_are_the_whole():
+    draw = random.Random(7)
+    vocabulary = [f"w{k}" for k in range(5)]
+
+    def text(size: int) -> str:
+        return " ".join(draw.choices(vocabulary, k=size))
+
+    items = [
+        Item(draw.choice("abc"), draw.choice(["test", "train"]), str(k), text(9), text(2)) for k in range(40)
+    ]
+    index = build(items, 5, {(items[0].benchmark, items[0].split)})
+    documents = [text(30) for _ in range(90)]
+    names = [f"d{k}" for k in range(90)]
+    whole = search(index, names, pa.array(documents))
+    total, first = Found(), 0
+    for size in (1, 0, 50, 39):
+        unit = Found()
+        for begin in range(first, first + size, 7):
+            stop = min(begin + 7, first + size)
+            unit.add(search(index, names[begin:stop], pa.array(documents[begin:stop], pa.string())).hits)
+        total.merge(Found.from_json(json.loads(json.dumps(unit.to_json()))))
+        first += size
+    assert len(whole.hits) > 100
+    assert total.table(index) == whole.table()
+    for row in whole.table():
+        hits = [hit for hit in whole.hits if (hit.benchmark, hit.split) == row[:2]]
+        assert row.n_items_found == len({hit.item for hit in hits})
+        assert row.n_documents == len({hit.document for hit in hits})
+
+
+def test_a_saved_index_finds_the_same(tmp_path, s3):
+    documents = pa.array([QUESTION, "why so because of gravity", "Où est la bibliothèque"])
+    index = build(ITEMS, 9, [("gsm8k", "train")])
+    contamination.save(index, storage.join(s3.url, "index"))
+    contamination.save(index, str(tmp_path / "index"))
+    for url in (storage.join(s3.url, "index"), str(tmp_path / "index")):
+        again = contamination.load(url)
+        assert vars(again).keys() == vars(index).keys()
+        for name, value in vars(index).items():
+            if isinstance(value, np.ndarray):
+                np.testing.assert_array_equal(getattr(again, name), value, err_msg=name)
+                assert getattr(again, name).dtype == value.dtype
+            else:
+                assert getattr(again, name) == value
+        assert search(again, "abc", documents).hits == search(index, "abc", documents).hits
+    contamination.save(again, str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "index").read_bytes()
+    contamination.save(build([]), str(tmp_path / "empty"))
+    assert not search(contamination.load(str(tmp_path / "empty")), "abc", documents).hits
+
+
+def test_the_report_in_words():
+    rows = [
+        Row("boolq", "test", False, 3270, 2, 0, 0),
+        Row("gsm8k", "test", False, 1319, 0, 1, 1),
+        Row("gsm8k", "train", True, 7473, 0, 1203, 1199),
+        Row("piqa", "train", True, 10, 0, 0, 0),
+        Row("sums", "test", False, 1000, 1, 20, 5),
+    ]
+    assert describe(rows) == [
+        "boolq test: none of 3,270 items are in the documents (2 have no words of their own to look for)",
+        "gsm8k test: 1 of 1,319 items is in 1 document; it was removed",
+        "gsm8k train: 1,203 of 7,473 items are in 1,199 documents; this split is allowed, nothing was removed for it",
+        "sums test: 20 of 1,000 items are in 5 documents (1 has no words of its own to look for); they were removed",
+    ]
+    assert describe(rows[1:2], removed=False)[0].endswith("it was kept, contamination is only reported")
 
 
 def test_real_evaluation_sets_are_found_in_documents_that_quote_them():
-    items = gauntlet()
+    if not (DATA / "gauntlet").exists():
+        pytest.skip(f"{DATA / 'gauntlet'} is not there")
+    items = benchmarks.read([str(DATA / "gauntlet")])
     long = [item for item in items if len(words(item.question)) >= 13]
     draw = random.Random(6)
-    quoted = draw.sample(long, 50)
+    quoted = [item for item in draw.sample(long, 60) if item.benchmark != "bigbench_dyck_languages"]
     documents = [f"Some talk before it.\n\n> {item.question.upper()}\n\nand after." for item in quoted]
-    report = search(build(items), [item.id for item in quoted], pa.array(documents, pa.large_string()))
-    found = {(hit.document, hit.benchmark, hit.item) for hit in report.hits}
-    missed = [item for item in quoted if (item.id, item.benchmark, item.id) not in found]
+    names = [f"{item.benchmark}/{item.id}" for item in quoted]
+    report = search(build(items), names, pa.array(documents, pa.large_string()))
+    found = {hit.document for hit in report.hits if hit.document == f"{hit.benchmark}/{hit.item}"}
+    missed = [item for item in quoted if f"{item.benchmark}/{item.id}" not in found]
     assert not [item for item in missed if item.question.upper().lower() == item.question.lower()]
-    assert report.remove.sum() >= 50 - len(missed)
+    assert report.remove.sum() >= len(quoted) - len(missed) > 45
     assert sum(row.n_items for row in report.table()) == len(items)
 
 
@@ -205,15 +266,12 @@ def test_humaneval_is_found_in_code_and_not_in_the_standard_library():
     path = DATA / "HumanEval.jsonl.gz"
     if not path.exists():
         pytest.skip(f"{path} is not there")
-    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().split("\n") if line]
-    items = [
-        Item("human_eval", "test", row["task_id"], row["prompt"], row["canonical_solution"]) for row in rows
-    ]
-    leaked = [row["prompt"] + row["canonical_solution"] for row in rows]
+    items = benchmarks.read([str(path)])
+    leaked = [item.question + item.answer for item in items]
     clean = [Path(module.__file__).read_text() for module in (json, gzip, random, pytest)]
-    names = [row["task_id"] for row in rows] + ["json", "gzip", "random", "pytest"]
+    names = [item.id for item in items] + ["json", "gzip", "random", "pytest"]
     report = search(build(items), names, pa.array(leaked + clean, pa.large_string()))
-    assert report.remove[: len(rows)].all()
-    assert not report.remove[len(rows) :].any()
-    assert {(hit.document, hit.item) for hit in report.hits} >= {(row["task_id"],) * 2 for row in rows}
-    assert np.array_equal(report.table()[0][3:5], (len(rows), len(rows)))
+    assert report.remove[:164].all()
+    assert not report.remove[164:].any()
+    assert {(hit.document, hit.item) for hit in report.hits} >= {(item.id,) * 2 for item in items}
+    assert report.table()[0][:6] == ("HumanEval", "test", False, 164, 0, 164)

@@ -61,7 +61,7 @@ class Datatrove:
             "gopher/datatrove": [repetition(), quality_()],
             "c4/datatrove": [filters.C4QualityFilter()],
             "fineweb-quality/datatrove": [filters.FineWebQualityFilter()],
-            "fineweb": fineweb,
+            "fineweb/datatrove": fineweb,
         }
 
     def words(self, data: np.ndarray, offsets: np.ndarray) -> Words:
@@ -89,7 +89,8 @@ def datatrove() -> Datatrove:
     return Datatrove()
 
 
-NAMES = [name for name in PROFILES if name not in ("gopher/dclm", "c4/tfds", "refinedweb/dclm")]
+FILTERS = [name for name in PROFILES if "/" in name]
+NAMES = [name for name in FILTERS if name not in ("gopher/dclm", "c4/tfds", "refinedweb/dclm")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -161,7 +162,7 @@ def test_the_sets_are_those_of_datatrove(datatrove: Datatrove) -> None:
     assert terminals - set(code_points(NO_SENTENCE_END)) == set(map(ord, Sentencizer.default_punct_chars))
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", FILTERS)
 def test_the_first_rule_that_holds_is_the_reason(name: str) -> None:
     """Thresholds at a document's own value let it pass, and the next number beyond removes it, for that reason."""
     draw = random.Random(9)
@@ -231,10 +232,15 @@ def test_c4_has_two_sets_of_thresholds() -> None:
 
 def test_a_profile_can_be_read_and_changed() -> None:
     for profile in PROFILES.values():
+        profiles.check(profile)
         rows = profile.describe()
-        assert len([row for row in rows if row.reason]) == sum(len(stage.rules) for stage in profile.stages)
-        assert all(row.source and row.signal for row in rows)
-        assert all(row.unit for row in rows if row.reason)
+        reasons = [row.reason for row in rows]
+        assert set(reasons) >= {rule.reason for rule in (*profile.rules, *profile.code)}
+        assert all(
+            row.source and row.unit
+            for row in rows
+            if row.stage in {stage.name for stage in profile.stages} and row.reason
+        )
     fineweb = find_profile("fineweb")
     assert [
         row.threshold for row in override(fineweb, "list_ratio=0.2").describe() if row.reason == "list_ratio"
@@ -248,7 +254,7 @@ def test_a_profile_can_be_read_and_changed() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("list_ration=0.2", "no rule 'list_ration'.*nearest is 'list_ratio'"),
+        ("list_ration=0.2", "no rule or setting 'list_ration'.*nearest is 'list_ratio'"),
         ("min_wrods=3", "nearest is 'min_words'"),
         ("list_ratio=much", "'much' is not a number"),
         ("min_words=off", "'off' is not a number"),
@@ -262,7 +268,7 @@ def test_a_wrong_setting_is_told_with_the_nearest_right_one(setting: str, messag
 
 def test_wrong_names_are_told() -> None:
     with pytest.raises(
-        ValueError, match="no filter profile 'gopher/datatrov'; the nearest is 'gopher/datatrove'"
+        ValueError, match="no curation profile 'gopher/datatrov'; the nearest is 'gopher/datatrove'"
     ):
         find_profile("gopher/datatrov")
     with pytest.raises(ValueError, match="needs the words of splitter 'uax29'; given are \\['english'\\]"):

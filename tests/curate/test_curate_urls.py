@@ -105,7 +105,7 @@ def test_the_first_of_an_address_stays_and_those_without_one_all(tmp_path):
         rows = has_one.nonzero()[0] << 32
         repeats.write_hashes(file, keys[has_one], rows, 1)
     found = repeats.first_in_range(files, 0)
-    assert [column.tolist() for column in found] == [[1], [0], [0], [0]]
+    assert [column.tolist() for column in found] == [[1], [0], [0], [0], [2]]
 
 
 def lists(tmp_path, **entries: str) -> urls.Blocklists:

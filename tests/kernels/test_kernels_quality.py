@@ -132,9 +132,18 @@ def test_only_the_n_grams_that_are_wanted_are_counted(documents: list[str]) -> N
         measured(documents),
         quality.signals(*buffers(documents), *words, wanted=frozenset()),
     )
-    costly = [name in quality.GRAM_SIGNALS | quality.DCLM_GRAM_SIGNALS for name in quality.NAMES]
-    assert np.isnan(nothing[:, costly]).all()
-    assert np.array_equal(nothing[:, ~np.array(costly)], everything[:, ~np.array(costly)], equal_nan=True)
+    groups = (quality.GRAM_SIGNALS, quality.DCLM_GRAM_SIGNALS, quality.WORD_SIGNALS, quality.LINE_SIGNALS)
+    costly = frozenset().union(*groups)
+    cheap = [name not in costly for name in quality.NAMES]
+    assert np.isnan(nothing[:, ~np.array(cheap)]).all()
+    assert np.array_equal(nothing[:, cheap], everything[:, cheap], equal_nan=True)
+    for group in groups:
+        for name in sorted(group)[:2]:
+            some = quality.signals(*buffers(documents), *words, wanted=frozenset([name]))
+            of_group = [each in group for each in quality.NAMES]
+            assert np.array_equal(some[:, of_group], everything[:, of_group], equal_nan=True), name
+            rest = [each in costly - group for each in quality.NAMES]
+            assert np.isnan(some[:, rest]).all(), name
 
 
 def test_a_slice_of_a_batch_is_measured_like_the_batch(documents: list[str]) -> None:
