@@ -6,14 +6,15 @@ jobs/curate.py --sources ~/pages --profile fineweb
 jobs/curate.py --sources ~/pages --profile fineweb --sample 0.01 --dry-run     # what would it remove?
 """
 
-import argparse
 import sys
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 # The checkout, not this folder: jobs/tokenize.py would hide the standard library's module of that name.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import tempfile
+from dataclasses import replace
 
 from moxin import console, job, session
 from moxin.pipeline import Run

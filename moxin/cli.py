@@ -3,6 +3,7 @@
 moxin model show moxin_7b                      # or a folder: shape, parameters by part, memory
 moxin model convert SOURCE TARGET --dtype bfloat16 --max-shard 5GB
 moxin model expand SOURCE TARGET --layers 36 --how zero
+moxin profile fineweb --set list_ratio=0.2                     # what removes a document, rule by rule
 moxin inspect tokens runs/demo --phase phase2 --step 120       # what was trained on in a step
 moxin inspect tokens runs/demo --phase phase2 --sample 17      # one sample as the model sees it
 moxin inspect documents runs/demo --source web --sort mean_word_chars      # what curation kept, page by page
@@ -70,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
         help="added layers: copies that add nothing yet (zero), plain copies, or fresh ones (default: zero)",
     )
     expand.add_argument("--seed", default=0, type=int, help="of fresh layers (0)")
+
+    profile = areas.add_parser(
+        "profile", help="print the rules of a curation profile, or list all", allow_abbrev=False
+    )
+    profile.add_argument("name", nargs="?", default="", help="without a name: all profiles")
+    profile.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a change, e.g. list_ratio=0.2 or near=off",
+    )
+    profile.set_defaults(work=_profile)
 
     inspect = areas.add_parser("inspect", help="look into a run").add_subparsers(
         required=True, metavar="WHAT"
@@ -158,6 +172,30 @@ def _expand(options: argparse.Namespace) -> None:
     )
     added = ", ".join(str(number) for number, layer in enumerate(layers) if layer.added)
     console.say(f"wrote {options.target}: {len(layers)} layers, of which {added} were added ({options.how})")
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from moxin.curate import plan, profiles
+
+    if options.name:
+        found = profiles.find_profile(options.name)
+        for setting in options.set:
+            found = profiles.override(found, setting)
+        profiles.check(found)
+        plan.show_profile(found)
+        return
+    rows = [
+        (
+            found.name,
+            len(found.rules) + len(found.code),
+            " ".join(f"{language} {least:g}" for language, least in found.languages.items()),
+            found.exact,
+            "bloom" if found.bloom else "",
+            f"{found.near.bands} x {found.near.rows}, J {found.near.threshold:g}" if found.near else "",
+        )
+        for found in profiles.PROFILES.values()
+    ]
+    console.table("Profiles", ("profile", "rules", "languages", "exact dedup", "bloom", "near dedup"), rows)
 
 
 def _inspect_tokens(options: argparse.Namespace) -> None:

@@ -33,9 +33,9 @@ def test_a_dry_run_prints_the_recipe_and_its_consequences_and_writes_nothing(tmp
 
 
 def test_a_wrong_key_ends_with_2_and_the_nearest_name():
-    done = run_job("curate.py", "--set", "curate.min_char=1", "--dry-run")
+    done = run_job("curate.py", "--set", "curate.shard_byte=1", "--dry-run")
     assert done.returncode == 2
-    assert "did you mean 'min_chars'?" in done.stdout
+    assert "did you mean 'shard_bytes'?" in done.stdout
     assert "Traceback" not in done.stderr
 
 

@@ -56,11 +56,19 @@ def run(
     ranges, places = range(search.n_ranges), range(len(search.units))
     each(lambda range_: candidates(search, range_), ranges)
     for level in range(2, LEVELS + 1):
-        each(partial(_refine, search, level), places)
-        each(partial(_candidates, search, level), ranges)
+        # Where no bucket is large, these only write empty files: that takes less than to start tasks.
+        here = each if _n_large(search, level - 1) else serially
+        here(partial(_refine, search, level), places)
+        here(partial(_candidates, search, level), ranges)
     each(lambda place: write_sets(search, place, texts, lasting=lasting), search.new)
     each(lambda place: verify(search, place), search.new)
     return decide(search, each)
+
+
+def _n_large(search: Search, level: int) -> int:
+    """Entries in large buckets of a level."""
+    urls = [search.range_url("large", level, range_) for range_ in range(search.n_ranges)]
+    return sum(files.Reader(url, "large", search.ranges_tag).header.n_items for url in urls)
 
 
 def _refine(search: Search, level: int, place: int) -> None:

@@ -116,18 +116,14 @@ def show_profile(profile: Profile) -> None:
     rows = [
         (
             row.stage,
-            row.reason,
+            row.reason or "(edits lines)",
             f"{row.signal} {row.op} {row.threshold:g}" if row.op else row.signal,
-            row.unit,
-            row.source,
+            "; ".join(part for part in (row.unit, row.source) if part),
         )
         for row in profile.describe()
     ]
-    console.table(
-        f"Profile {profile.name}: what removes a document",
-        ("step", "reason", "removed where", "unit", "source"),
-        rows,
-    )
+    names = ("step", "reason or setting", "removed where", "unit and source")
+    console.table(f"Profile {profile.name}", names, rows)
 
 
 def estimate(recipe: Recipe, world: Artifact, share: float) -> None:

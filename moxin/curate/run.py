@@ -8,9 +8,7 @@ what is not finished, and the result is the same bytes for any number of workers
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -39,6 +37,7 @@ from moxin.curate import (
     work,
 )
 from moxin.curate.documents import SCHEMA, stable_hash
+from moxin.curate.funnel import Funnel
 from moxin.curate.fuzzy_shingles import Params
 from moxin.curate.profiles import Profile
 from moxin.curate.sources import Unit
@@ -53,6 +52,8 @@ SCORED = 200_000
 """Documents on whose scores a cut-off by quantile is measured."""
 INDEX_RANGES = 64
 """Ranges of hashes of a corpus that keeps its index, at least: later corpora must have as many."""
+RESULT_BYTES = 2**20
+"""Of a task, roughly."""
 INLINE_BYTES = 64 * 2**20
 """Text up to which the steps between the passes are done by the driver: to start a task takes longer than these would."""
 KEY_BYTES = 400
@@ -292,42 +293,56 @@ def _classifier(curate: CurateConfig, scratch: str) -> str:
 
 
 class Steps:
-    """Runs tasks on Ray Data, shows how far they are, and takes the time."""
+    """Runs tasks on Ray Data and shows how far they are."""
 
     def __init__(self, task: Work) -> None:
-        self.work, self.seconds = task, dict[str, float]()
-
-    @contextmanager
-    def step(self, title: str, total: float, unit: str) -> Iterator[console.Bar]:
-        started = time.monotonic()
-        with console.progress(title, total or None, unit) as bar:
-            yield bar
-        self.seconds[title] = round(self.seconds.get(title, 0) + time.monotonic() - started, 3)
+        self.work = task
+        self.names = [source.name for source in task.sources]
+        self.funnel = Funnel(self.names)
 
     def over_units(
-        self, title: str, call: Callable[[Any], Any], items: Sequence[Any], sizes: Sequence[int]
+        self,
+        title: str,
+        call: Callable[[Any], Any],
+        items: Sequence[Any],
+        sizes: Sequence[int],
+        tell: Callable[[Any, int], Mapping[str, Any]] = lambda value, place: {},
     ) -> list[Any]:
-        """What `call` gives for each item, in their order; the sizes, in bytes, are for the progress."""
+        """What `call` gives for each item, in their order; the sizes, in bytes, are for the progress, and what `tell` makes
+        of a result goes to the funnel."""
         out: list[Any] = [None] * len(items)
-        with self.step(title, sum(sizes) / 1e6, "MB") as bar:
+        with self.funnel.step(title, sum(sizes)):
             for place, value in on_ray(call, items):
                 out[place] = value
-                bar.advance(sizes[place] / 1e6)
+                self.funnel.add(**{"source": self.names[0], "n_bytes": sizes[place], **tell(value, place)})
         return out
 
     def over_ranges(self, title: str, call: Callable[[int], Any], items: Sequence[int], n_bytes: int) -> None:
-        with self.step(title, len(items), "tasks") as bar:
-            self.each(n_bytes, call, items, bar)
+        with self.funnel.step(title, n_bytes):
+            self.each(n_bytes, call, items)
+            self.funnel.add(self.names[0], n_bytes)
 
-    def each(
-        self, n_bytes: int, call: Callable[[int], Any], items: Sequence[int], bar: console.Bar | None = None
-    ) -> None:
+    def each(self, n_bytes: int, call: Callable[[int], Any], items: Sequence[int]) -> None:
         """Runs steps between the passes over `n_bytes` of text; the memory that each may take is asked of Ray."""
         inline = n_bytes <= INLINE_BYTES
-        done = map(call, items) if inline else on_ray(call, list(items), memory=self.work.config.memory_bytes)
-        for _ in done:
-            if bar is not None:
-                bar.advance()
+        for _ in (
+            map(call, items) if inline else on_ray(call, list(items), memory=self.work.config.memory_bytes)
+        ):
+            pass
+
+    def annotated(self, value: Any, place: int) -> Mapping[str, Any]:
+        removed = [tuple(row) for row in value["removed"]]
+        name = self.names[value["source"]]
+        return {
+            "source": name,
+            "documents": value["documents"],
+            "text_bytes": value["bytes"],
+            "removed": removed,
+        }
+
+    def decided(self, value: Any, place: int) -> Mapping[str, Any]:
+        removed = [tuple(row) for row in value["removed"]]
+        return {"source": self.names[self.work.units[place].source], "removed": removed}
 
 
 def on_ray(call: Callable[[Any], Any], items: Sequence[Any], memory: int = 0) -> Iterator[tuple[int, Any]]:
@@ -341,6 +356,8 @@ def on_ray(call: Callable[[Any], Any], items: Sequence[Any], memory: int = 0) ->
     if memory:
         largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
         options["memory"] = min(memory, int(largest))
+    # Ray holds back tasks for whose results it sees no room; it expects blocks of 128 MiB, and these are a line of JSON.
+    ray.data.DataContext.get_current().target_max_block_size = RESULT_BYTES
     rows = [{"place": place, "item": json.dumps(item)} for place, item in enumerate(items)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(partial(_task, call), **options)
     for row in dataset.iter_rows():
@@ -357,7 +374,9 @@ def process(task: Work, least_shards: int, url: str) -> "report.Result":
     """All passes; with an empty `url` no shards are written."""
     steps, numbers = Steps(task), range(len(task.units))
     sizes = [sum(sources.text_bytes(item) for item in unit.items) for unit in task.units]
-    counts = steps.over_units("read and measure", partial(annotate.annotate_unit, task), numbers, sizes)
+    counts = steps.over_units(
+        "read and measure", partial(annotate.annotate_unit, task), numbers, sizes, steps.annotated
+    )
     alive = [count["alive_bytes"] for count in counts]
     wanted = {kind for profile in task.profiles for kind in annotate.kinds(profile)}
     for kind in sorted(wanted):
@@ -380,7 +399,7 @@ def process(task: Work, least_shards: int, url: str) -> "report.Result":
     summaries: list[fuzzy.Summary] = []
     for params in task.searches:
         searches[params] = near.search_of(task, params)
-        with steps.step("near-duplicates", 0, ""):
+        with steps.funnel.step("near-duplicates", sum(alive)):
             summaries.append(
                 fuzzy.run(
                     searches[params],
@@ -390,7 +409,7 @@ def process(task: Work, least_shards: int, url: str) -> "report.Result":
                 )
             )
     call = partial(_tally, task, {params.tag(): search for params, search in searches.items()})
-    tallies = steps.over_units("decide", call, numbers, alive)
+    tallies = steps.over_units("decide", call, numbers, alive, steps.decided)
     written: list[dict[str, Any]] = []
     if url:
         plan = shards.plan(task, [[size for _, size in one["groups"]] for one in tallies], least_shards)
@@ -404,7 +423,7 @@ def process(task: Work, least_shards: int, url: str) -> "report.Result":
             for slices in plan
         ]
         written = steps.over_units("write", partial(_write, task, url), content, kept)
-    return report.Result(task, counts, edited, tallies, summaries, written, steps.seconds)
+    return report.Result(task, counts, edited, tallies, summaries, written, dict(steps.funnel.seconds))
 
 
 def _tally(task: Work, searches: dict[int, fuzzy.Search], number: int) -> dict[str, Any]:
