@@ -69,7 +69,7 @@ def signatures(columns: list[pa.Array], few: list[str], rounds: int) -> dict[str
     params = fuzzy_shingles.published("fineweb")
     # datatrove 0.10 hands text to xxhash, which since its version 4 takes bytes only.
     theirs = MinhashDedupSignature(
-        "/nowhere", MinhashConfig(HashConfig(hash_fc="sha1"), num_buckets=14, hashes_per_bucket=8)
+        "/nowhere", MinhashConfig(hash_config=HashConfig(hash_fc="sha1"), num_buckets=14, hashes_per_bucket=8)
     )
 
     def ours() -> None:

@@ -65,7 +65,7 @@ class Corpus:
 
 
 def originals(folder: Path) -> list[tuple[str, str]]:
-    """(source, text) of the files of a folder: `.jsonl.zst` with a field `text`, and `.txt`. Raises `ValueError` for none."""
+    """(source, text) of the files of a folder: `.jsonl.zst` with a field `text`, `.txt`. Raises `ValueError` for none."""
     found = []
     for path in sorted(folder.iterdir()):
         name = path.name.split(".")[0]
