@@ -11,7 +11,6 @@ smaller one); medians of the rounds. The stage runs in a process of its own for 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -204,6 +203,12 @@ def pipeline(corpus: str, profile: str, overrides: str, n_cpus: str) -> dict[str
     }
 
 
+def peak() -> int:
+    """Largest resident memory so far, in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 def memory(corpus: str, n_bytes: str) -> dict[str, Any]:
     """Peak memory of the near-duplicate search, one task after another, over so much text."""
     import pyarrow.parquet as pq
@@ -229,7 +234,8 @@ def memory(corpus: str, n_bytes: str) -> dict[str, Any]:
             places[-1].append((path, group))
             total += size
     fuzzy.find([["warm up with these few words and some more of them"] * 2], params)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = peak()
     with tempfile.TemporaryDirectory(prefix="moxin-bench-") as folder:
         for number in range(len(places)):
             unit = fuzzy.Unit(0, 0, number, 0, folder)
@@ -237,7 +243,7 @@ def memory(corpus: str, n_bytes: str) -> dict[str, Any]:
         n = sum(unit.documents for unit in units)
         n_ranges = max(-(-64 * n * params.bands // budget), 1)
         fuzzy.run(fuzzy.Search(folder, tuple(units), params, n_ranges), texts_of)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = peak()
     rows = {name: value for name, value, _ in fuzzy_plan.rows(n, total, params, n_ranges, len(units))}
     formula = {name: value for name, value in rows.items() if name.startswith("memory")}
     return {
