@@ -113,7 +113,7 @@ class Reader:
         return ValueError(f"{self.url}: a damaged file, {problem}; delete it and run the step that writes it")
 
     def _read(self, start: int, n_bytes: int) -> bytes:
-        data = bytes(self._fs.cat_file(self._path, start, start + n_bytes)) if n_bytes else b""
+        data = bytes(self._fs.cat_file(self._path, start=start, end=start + n_bytes)) if n_bytes else b""
         if len(data) != n_bytes:
             raise self.damaged(f"it ends {n_bytes - len(data):,} bytes early")
         return data
