@@ -27,6 +27,8 @@ BUCKET = "moxin-test"
 KEY, SECRET = "moxin-test-key", "moxin-test-secret"
 LARGE = 1000
 """Bytes from which on a body is cut: listings and short answers pass."""
+ATTEMPTS, START_S = 3, 60.0
+"""Starts of the server that are tried, and how long one may take."""
 _listener = socket.socket()
 
 
@@ -226,28 +228,23 @@ _TIED = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, {}); os.execv(sys.ar
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[Faults]:
     """The server and the proxy in front of it, once per test session."""
-    from s3fs import S3FileSystem
-
     with tempfile.TemporaryDirectory(prefix="moxin-s3-", ignore_cleanup_errors=True) as name:
-        folder, ports = Path(name), _free_ports(8)
-        command = _weed(folder, ports)
-        if sys.platform == "linux":
-            command = [sys.executable, "-c", _TIED.format(int(signal.SIGKILL)), *command]
-        with open(folder / "log", "w") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        proxy = Faults(ports[3])
+        folder, proxy = Path(name), Faults(0)
+        proxy.server_activate()
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        ports: list[int] = []
         try:
-            proxy.server_activate()
-            threading.Thread(target=proxy.serve_forever, daemon=True).start()
-            for attempt in range(300):
-                try:
-                    S3FileSystem(config_kwargs={"retries": {"total_max_attempts": 1}}).mkdir(BUCKET)
-                    S3FileSystem().pipe_file(f"{BUCKET}/ready", b"yes")
+            for attempt in range(ATTEMPTS):
+                ports = _free_ports(8)  # which another process may take before the server does
+                proxy.upstream = ports[3]
+                server = _started(folder / str(attempt), ports)
+                if _ready(server):
                     break
-                except OSError:
-                    if server.poll() is not None or attempt == 299:
-                        pytest.fail("the S3 server did not start:\n" + (folder / "log").read_text()[-3000:])
-                    time.sleep(0.1)
+                server.kill()
+                server.wait()
+            else:
+                told = (folder / str(ATTEMPTS - 1) / "log").read_text()[-3000:]
+                pytest.fail(f"the S3 server did not start in {ATTEMPTS} attempts:\n{told}")
             yield proxy
         finally:
             server.kill()
@@ -257,6 +254,30 @@ def s3_server() -> Iterator[Faults]:
             for port in ports:  # it makes them there whatever it is told
                 for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                     left.unlink()
+
+
+def _started(folder: Path, ports: list[int]) -> "subprocess.Popen[bytes]":
+    folder.mkdir()
+    command = _weed(folder, ports)
+    if sys.platform == "linux":
+        command = [sys.executable, "-c", _TIED.format(int(signal.SIGKILL)), *command]
+    with open(folder / "log", "w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def _ready(server: "subprocess.Popen[bytes]") -> bool:
+    """Waits until the server takes a file; False where it ended, or took too long."""
+    from s3fs import S3FileSystem
+
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            S3FileSystem(config_kwargs={"retries": {"total_max_attempts": 1}}).mkdir(BUCKET)
+            S3FileSystem().pipe_file(f"{BUCKET}/ready", b"yes")
+            return True
+        except OSError:
+            time.sleep(0.1)
+    return False
 
 
 @pytest.fixture
