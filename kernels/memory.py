@@ -1,13 +1,15 @@
-"""Memory as pointers in numba, for loops in which arrays would cost more than all else.
+"""Memory as pointers in numba, for loops in which arrays would cost more than all else; arrays that grow.
 
 Arrays are counted by reference whenever they are handed on; pointers are not, so whoever takes one keeps the array.
 """
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import extending, types
+from numba import extending, njit, types
 from numba.core import cgutils
+from numpy.typing import NDArray
 
 _intrinsic: Any = extending.intrinsic
 
@@ -54,3 +56,12 @@ def trailing_zeros(typing: Any, value: Any) -> Any:
         return builder.cttz(args[0], cgutils.false_bit)
 
     return types.int64(types.uint64), codegen
+
+
+@njit(nogil=True, cache=True)
+def grown(values: NDArray[np.int64], used: int, size: int) -> NDArray[np.int64]:
+    """A longer array that begins with the first `used` values."""
+    out = np.empty(size, np.int64)
+    for k in range(used):
+        out[k] = values[k]
+    return out

@@ -150,33 +150,6 @@ def band_keys(signatures: NDArray[np.uint32], n_bands: int) -> NDArray[np.uint64
 
 
 @njit(nogil=True, cache=True)
-def bucket_pairs(keys: NDArray[np.uint64], order: NDArray[np.int64], window: int) -> NDArray[np.int64]:
-    """Pairs (smaller, larger) of documents with the same key, int64[n_pairs, 2].
-
-    `order` sorts `keys` stably. A document is paired with the first of its bucket and with the `window` before it, so that
-    a bucket of n gives at most n * (window + 1) pairs, not n^2 / 2.
-    """
-    out = np.empty((0, 2), np.int64)
-    for fill in range(2):  # once to count, once to write
-        count, bucket = 0, 0
-        for k in range(1, order.size):
-            if keys[order[k]] != keys[order[bucket]]:
-                bucket = k
-            nearest = max(bucket, k - window)
-            if bucket < nearest:
-                if fill:
-                    out[count, 0], out[count, 1] = order[bucket], order[k]
-                count += 1
-            for other in range(nearest, k):
-                if fill:
-                    out[count, 0], out[count, 1] = order[other], order[k]
-                count += 1
-        if not fill:
-            out = np.empty((count, 2), np.int64)
-    return out
-
-
-@njit(nogil=True, cache=True)
 def unique_sets(
     values: NDArray[np.uint64], starts: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
@@ -224,70 +197,6 @@ def unique_sets(
                 count += 1
         out_starts[doc + 1] = count
     return out[:count].copy(), out_starts
-
-
-@njit(nogil=True, cache=True)
-def jaccard(
-    sets: NDArray[np.uint64], starts: NDArray[np.int64], pairs: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Jaccard similarity |A and B| / |A or B| of each pair of `unique_sets`; of two empty sets, 0."""
-    out = np.zeros(len(pairs))
-    for k in range(len(pairs)):
-        i, i_end = starts[pairs[k, 0]], starts[pairs[k, 0] + 1]
-        j, j_end = starts[pairs[k, 1]], starts[pairs[k, 1] + 1]
-        total, common = i_end - i + j_end - j, 0
-        while i < i_end and j < j_end:
-            if sets[i] == sets[j]:
-                common += 1
-                i += 1
-                j += 1
-            elif sets[i] < sets[j]:
-                i += 1
-            else:
-                j += 1
-        if total:
-            out[k] = common / (total - common)
-    return out
-
-
-@njit(nogil=True, cache=True)
-def connected_components(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Union-find over `n` nodes: each node's component, named by its smallest member. int64[n].
-
-    The smaller root always wins, so the result does not depend on the order of the pairs; paths are halved on the way up
-    (Tarjan and van Leeuwen 1984).
-    """
-    parent = np.arange(n)
-    for k in range(len(pairs)):
-        left, right = pairs[k, 0], pairs[k, 1]
-        while parent[left] != left:
-            parent[left] = parent[parent[left]]
-            left = parent[left]
-        while parent[right] != right:
-            parent[right] = parent[parent[right]]
-            right = parent[right]
-        if left < right:
-            parent[right] = left
-        else:
-            parent[left] = right
-    for node in range(n):  # a parent is smaller than its child, hence final already
-        parent[node] = parent[parent[node]]
-    return parent
-
-
-@njit(nogil=True, cache=True)
-def representatives(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which document stands for which: itself where it stays, else the first *kept* one that it is paired with. int64[n].
-
-    `pairs` (smaller, larger) are sorted by the larger, then the smaller. Unlike a whole component, which chains A like B
-    like C, every removed document is alike to a kept one: templated text does not collapse into one document.
-    """
-    out = np.arange(n)
-    for k in range(len(pairs)):
-        smaller, larger = pairs[k, 0], pairs[k, 1]
-        if out[larger] == larger and out[smaller] == smaller:
-            out[larger] = smaller
-    return out
 
 
 @njit(nogil=True, cache=True)
@@ -417,7 +326,11 @@ def keys_of_subsets(
 
 @njit(nogil=True, cache=True)
 def unite(parent: NDArray[np.int64], pairs: NDArray[np.int64]) -> None:
-    """More pairs for the union-find of `connected_components`; `parent` int64[n] begins as 0, 1, 2, ... See `flatten`."""
+    """Union-find: more pairs, int64[n_pairs, 2], for `parent` int64[n], which begins as 0, 1, 2, ... See `flatten`.
+
+    The smaller root always wins, so the result does not depend on the order of the pairs; paths are halved on the way up
+    (Tarjan and van Leeuwen 1984).
+    """
     for k in range(len(pairs)):
         left, right = pairs[k, 0], pairs[k, 1]
         while parent[left] != left:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from kernels import words_english
 from kernels.hashing import FNV_OFFSET, fnv1a, mix64
-from kernels.memory import pointer
+from kernels.memory import grown, pointer
 from kernels.text import next_code_point
 
 N_CODE_POINTS = 0x110000
@@ -793,14 +793,6 @@ def _join(t: _Rules, data: NDArray[np.uint8], out: _Out, begin: int, n: int, n_m
 
 
 @njit(nogil=True, cache=True)
-def _grown(values: NDArray[np.int64], used: int, size: int) -> NDArray[np.int64]:
-    out = np.empty(size, np.int64)
-    for k in range(used):
-        out[k] = values[k]
-    return out
-
-
-@njit(nogil=True, cache=True)
 def _split(
     text: NDArray[np.uint8], offsets: NDArray[np.int64], t: Tables
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -819,7 +811,7 @@ def _split(
     for doc in range(n_docs):
         if n + offsets[doc + 1] - offsets[doc] > room:
             room = 2 * room + longest
-            starts, ends = _grown(starts, n, room), _grown(ends, n, room)
+            starts, ends = grown(starts, n, room), grown(ends, n, room)
         out = _Out(pointer(starts), pointer(ends), pointer(marks))
         n = _document(rules, data, out, pointer(suffixes), n, offsets[doc], offsets[doc + 1])
         doc_starts[doc + 1] = n

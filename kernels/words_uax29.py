@@ -18,7 +18,7 @@ from numba import int64, njit
 from numpy.typing import NDArray
 
 from kernels import words_uax29_ranges as ranges
-from kernels.memory import pointer
+from kernels.memory import grown, pointer
 from kernels.spans import read_only
 
 N_CODE_POINTS = 0x110000
@@ -173,13 +173,6 @@ def _segment(t: _Rules, data: NDArray[np.uint8], at: int, end: int) -> tuple[int
 
 
 @njit(nogil=True, cache=True)
-def _grown(values: NDArray[np.int64], used: int, size: int) -> NDArray[np.int64]:
-    out = np.empty(size, np.int64)
-    out[:used] = values[:used]
-    return out
-
-
-@njit(nogil=True, cache=True)
 def _split(
     text: NDArray[np.uint8], offsets: NDArray[np.int64], t: Tables
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -196,7 +189,7 @@ def _split(
     for doc in range(n_docs):
         if n + offsets[doc + 1] - offsets[doc] > room:
             room = 2 * room + longest
-            starts, ends = _grown(starts, n, room), _grown(ends, n, room)
+            starts, ends = grown(starts, n, room), grown(ends, n, room)
         n = _document(rules, data, pointer(starts), pointer(ends), n, offsets[doc], offsets[doc + 1])
         doc_starts[doc + 1] = n
     return starts[:n], ends[:n], doc_starts

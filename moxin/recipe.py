@@ -144,7 +144,8 @@ class SourceConfig:
     """Of a folder's JSON lines and Parquet files: the field or column with the text. Empty takes the first that is there of
     `text`, `content` and `body`."""
     profile: str = ""
-    """What is done to its documents; empty takes `curate.profile`, for code `curate.code_profile`."""
+    """What is done to its documents; empty takes `curate.profile`, for code `curate.code_profile`, for what is generated
+    `plain`."""
     overrides: tuple[str, ...] = ()
     """Changes to the profile for this source."""
 
@@ -181,7 +182,7 @@ class ClassifierConfig:
     good: str = ""
     ordinary: str = ""
     max_bytes: int = 200_000_000
-    """Text that is taken of either folder, drawn by the hash of the documents' ids."""
+    """Text that is taken of either folder, drawn by the hash of the texts."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,8 @@ class CurateConfig:
     keep_index: bool = False
     """Whether to keep what a later corpus needs to be deduplicated against this one (`earlier`)."""
     earlier: str = ""
-    """A curate artifact with such an index: what its documents repeat goes, they themselves stay as they are."""
+    """A curate artifact with such an index: documents that repeat one of its, exactly or nearly, go; its own stay as they
+    are. Lines, addresses and Bloom filters are of one corpus."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,17 @@
 Only this module and the `run.py` of each room talk to Ray.
 """
 
+import json
 import logging
 import os
 import secrets
 import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 # Read when ray is imported. Serve's controller is killed by its own shutdown, and Ray would report that as a failure.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "ServeController.graceful_shutdown failed")
@@ -27,6 +32,8 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
 }
+RESULT_BYTES = 2**20
+"""Of a task of `each`, roughly. Ray expects blocks of 128 MiB, and holds tasks back for whose results it sees no room."""
 ATTEMPTS = 3
 """Starts of a local Ray that are tried: on a loaded machine its head can miss its own deadline."""
 
@@ -63,6 +70,33 @@ def start(n_cpus: int | None = None) -> None:
                 raise
             logging.getLogger(__name__).warning("Ray did not start (%s); trying again", error)
             time.sleep(5)
+
+
+def each(call: Callable[[Any], Any], items: Sequence[Any], memory: int = 0) -> Iterator[tuple[int, Any]]:
+    """`call(item)` of every item as a Ray Data task of its own; yields places and results as they are finished.
+
+    Items and results are what JSON can hold. With `memory`, in bytes, no more tasks run on a node than it has memory for.
+    """
+    import ray.data
+
+    if not len(items):
+        return
+    options: dict[str, Any] = {}
+    if memory:
+        largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+        options["memory"] = min(memory, int(largest))
+    rows = [{"place": place, "item": json.dumps(item)} for place, item in enumerate(items)]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(partial(_task, call), **options)
+    dataset.context.target_max_block_size = RESULT_BYTES
+    for row in dataset.iter_rows():
+        yield row["place"], json.loads(row["value"])
+
+
+def _task(call: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any]:
+    # Ray runs as many tasks as there are cores; more threads in each would only be in each other's way.
+    pa.set_cpu_count(1)
+    # The result goes as JSON: its keys may be names of sources, which make no Arrow schema.
+    return {"place": row["place"], "value": json.dumps(call(json.loads(row["item"])))}
 
 
 def make_token() -> None:

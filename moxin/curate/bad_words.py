@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from moxin import storage
 
-_EDGE = r"[^\pL\pM\pN_]"
-"""RE2's \\W knows ASCII only."""
 _UNSPACED = re.compile("[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")
 
 

@@ -107,6 +107,20 @@ RULES = (
     Rule("mostly_comments", "comment_share", ">", 0.80, _STARCODER),
     Rule("too_many_lines", "n_lines", ">", 20_000, "NeMo Curator", overrides=_OPEN),
 )
+SHARES = frozenset(
+    (
+        "license_allowed",
+        "lock_file",
+        "generated",
+        "minified",
+        "xml_head",
+        "alnum_share",
+        "alpha_share",
+        "encoded_share",
+    )
+    + ("literal_share", "visible_share", "comment_share")
+)
+"""Signals from 0 to 1; the others are numbers of characters and lines."""
 OPERATORS = {"<": operator.lt, ">": operator.gt}
 HEAD_CHARS, XML_HEAD_CHARS, DATA_CHARS = 1000, 100, 1000
 """Files of fewer than DATA_CHARS are not judged by their literals: three lines of code may be one string."""

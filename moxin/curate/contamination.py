@@ -37,7 +37,7 @@ MIN_WORDS = 4
 """A question of fewer words is looked for only with its answer, and not at all where that is fewer, too (or fewer than a
 smaller n): of 14,568 files of text and code 3,426 hold the "True" that is an answer of MT-Bench's references."""
 MAX_ITEMS = 10
-"""GPT-3's bound, too, there of documents that share a run. Without it, every document that quotes the instructions of
+"""Without a bound, every document that quotes the instructions of
 BIG-bench's bracket sequences holds all 1,000 of its items."""
 SPAN_CHARS = 200
 """Characters of the matched text that the report quotes."""
@@ -306,13 +306,6 @@ def _sentence(row: Row, removed: bool) -> str:
         return text
     them = "it was" if row.n_documents == 1 else "they were"
     return f"{text}; {them} removed" if removed else f"{text}; {them} kept, contamination is only reported"
-
-
-def as_table(hits: Sequence[Hit]) -> pa.Table:
-    """The hits as Arrow, one row each."""
-    kinds: dict[type, Any] = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
-    schema = pa.schema([(name, kinds[kind]) for name, kind in Hit.__annotations__.items()])
-    return pa.Table.from_pylist([hit._asdict() for hit in hits], schema)
 
 
 @njit(inline="always")

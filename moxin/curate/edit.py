@@ -5,13 +5,14 @@ while its text is at hand. Units of one Bloom filter are one task, which goes th
 saves the filter, to go on from there.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kernels import bloom as bloom_kernels
@@ -20,7 +21,7 @@ from kernels.bloom import Bloom
 from moxin import storage
 from moxin.arrow import utf8_buffers
 from moxin.curate import fasttext, fuzzy_keys, quality_model, repeats, verdicts
-from moxin.curate.annotate import COUNTS, kinds
+from moxin.curate.annotate import COUNTS, PIECES, kinds
 from moxin.curate.profiles import Profile
 from moxin.curate.repeats import Pieces, Repeats
 from moxin.curate.work import Work, alive_texts, edits, write_arrow
@@ -34,7 +35,6 @@ DROPPED = pa.schema(
 )
 """Alive documents that did not pass. `of_unit` and `of_row` name the alive document that is repeated: -1 where there is
 none, -2 for one of an earlier corpus."""
-_LINES = {"paragraph": 2, "line": 1}
 
 
 def find_repeats(work: Work, kind: str, number: int) -> int:
@@ -151,41 +151,49 @@ def edit_unit(work: Work, number: int, bloom: Bloom | None) -> dict[str, Any]:
     change; the band keys; last, `edited.json`."""
     profile, source = work.profile(number), work.units[number].source
     found = {kind: repeats_of(work, kind, number) for kind in kinds(profile) if kind != "ids"}
-    dropped, parts = _Dropped(), []
+    dropped, changed = _Dropped(), edits(profile)
     rows: list[NDArray[np.int64]] = []
     sizes_left: list[NDArray[np.int64]] = []
-    in_group: list[int] = []
     scores: list[NDArray[np.float32]] = []
-    changed = edits(profile)
-    n_bytes, cut_bytes, first = 0, 0, 0
-    with storage.open_atomic(work.file(number, "edited.arrow")) if changed else nullcontext() as handle:
-        schema = pa.schema([("text", pa.large_string())])
+    n_bytes = 0
+
+    def edited() -> Iterator[pa.Array]:
+        """The texts that pass, by row group; one row group is held at a time."""
+        nonlocal n_bytes
+        first, schema = 0, pa.schema([("text", pa.large_string())])
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        writer = pa.ipc.new_file(handle, schema, options=options) if changed else None
-        for text in alive_texts(work, number):
-            text = text.cast(pa.large_string())
-            sizes = np.diff(utf8_buffers(text)[1])
-            batch = _Batch(np.arange(len(text)) + first, sizes, text)
-            n_bytes, first = n_bytes + int(sizes.sum()), first + len(text)
-            for kind, reason in (("exact", "exact_duplicate"), ("urls", "same_url")):
-                if kind in found:
-                    batch = _without_repeats(batch, found[kind], units_of(work, kind), reason, dropped)
-            if "pieces" in found:
-                batch = _without_pieces(batch, found["pieces"], profile, first - len(text), dropped)
-            if bloom is not None:
-                batch = _without_seen(batch, bloom, profile, dropped)
-            if profile.classifier is not None:
-                batch, kept = _without_low_scores(batch, work, source, dropped)
-                scores.append(kept)
-            rows.append(batch.rows)
-            sizes_left.append(np.diff(utf8_buffers(batch.text)[1]))
-            in_group.append(len(batch.rows))
-            cut_bytes += int(batch.sizes.sum()) - int(sizes_left[-1].sum())
-            parts.append(batch.text)
-            if writer is not None:
-                writer.write_batch(pa.record_batch([_flat(batch.text)], schema=schema))
-        if writer is not None:
-            writer.close()
+        with ExitStack() as stack:
+            writer = None
+            if changed:
+                handle = stack.enter_context(storage.open_atomic(work.file(number, "edited.arrow")))
+                writer = stack.enter_context(pa.ipc.new_file(handle, schema, options=options))
+            for text in alive_texts(work, number):
+                text = text.cast(pa.large_string())
+                sizes = np.diff(utf8_buffers(text)[1])
+                batch = _Batch(np.arange(len(text)) + first, sizes, text)
+                n_bytes, first = n_bytes + int(sizes.sum()), first + len(text)
+                for kind, reason in (("exact", "exact_duplicate"), ("urls", "same_url")):
+                    if kind in found:
+                        batch = _without_repeats(batch, found[kind], units_of(work, kind), reason, dropped)
+                if "pieces" in found:
+                    batch = _without_pieces(batch, found["pieces"], profile, dropped)
+                if bloom is not None:
+                    batch = _without_seen(batch, bloom, profile, dropped)
+                if profile.classifier is not None:
+                    batch, kept = _without_low_scores(batch, work, source, dropped)
+                    scores.append(kept)
+                rows.append(batch.rows)
+                sizes_left.append(np.diff(utf8_buffers(batch.text)[1]))
+                if writer is not None:
+                    writer.write_batch(pa.record_batch([_flat(batch.text)], schema=schema))
+                yield batch.text
+
+    texts = edited()
+    if profile.near is not None:
+        folder = work.near_folder(profile.near)
+        fuzzy_keys.write_keys(folder, work.generation, source, number, texts, profile.near)
+    for _ in texts:  # nobody else wanted them
+        pass
     columns = {
         "row": pa.array(np.concatenate([*rows, np.zeros(0, np.int64)])),
         "bytes": pa.array(np.concatenate([*sizes_left, np.zeros(0, np.int64)])),
@@ -193,14 +201,15 @@ def edit_unit(work: Work, number: int, bloom: Bloom | None) -> dict[str, Any]:
     if profile.classifier is not None:
         columns["quality"] = pa.array(np.concatenate([*scores, np.zeros(0, np.float32)]))
     write_arrow(work.file(number, "passed.arrow"), pa.table(columns))
-    write_arrow(work.file(number, "dropped.arrow"), dropped.table())
-    documents = len(columns["row"])
-    if profile.near is not None:
-        unit = fuzzy_keys.write_keys(
-            work.near_folder(profile.near), work.generation, source, number, parts, profile.near
-        )
-        assert unit.documents == documents, (unit, documents)
-    value = {"documents": documents, "bytes": n_bytes, "cut_bytes": cut_bytes, "groups": in_group}
+    table = dropped.table()
+    write_arrow(work.file(number, "dropped.arrow"), table)
+    left = sum(int(sizes.sum()) for sizes in sizes_left)
+    value = {
+        "documents": len(columns["row"]),
+        "bytes": n_bytes,
+        "cut_bytes": n_bytes - left - (pc.sum(table["bytes"]).as_py() or 0),
+        "groups": [len(own) for own in rows],
+    }
     storage.write_json(work.file(number, EDITED), value)
     return value
 
@@ -214,11 +223,7 @@ def _without_repeats(
     batch: _Batch, found: Repeats, units: NDArray[np.int64], reason: str, dropped: _Dropped
 ) -> _Batch:
     """Documents whose key no earlier one has."""
-    at = np.searchsorted(found.place, batch.rows << 32)
-    again = np.zeros(len(batch.rows), bool)
-    inside = at < len(found.place)
-    again[inside] = found.place[at[inside]] == batch.rows[inside] << 32
-    which = at[again]
+    again, which = found.find(batch.rows << 32)
     of = (units[found.of_unit[which]], found.of_place[which] >> 32)
     dropped.add(batch.rows[again], "exact dedup", reason, batch.sizes[again], of=of)
     return batch.where(~again)
@@ -239,24 +244,15 @@ def _left(before: _Batch, after: _Batch, step: str, reason: str, dropped: _Dropp
     return after.where(~(empty & had))
 
 
-def _without_pieces(batch: _Batch, found: Repeats, profile: Profile, first: int, dropped: _Dropped) -> _Batch:
+def _without_pieces(batch: _Batch, found: Repeats, profile: Profile, dropped: _Dropped) -> _Batch:
     """Texts without paragraphs or lines that an earlier document, or an earlier place in the same, has."""
     data, offsets = utf8_buffers(batch.text)
-    starts, ends, doc_starts = spans.cut(data, offsets, _LINES[profile.exact])
-    keys, n_chars = spans.hashes(data, starts, ends, spans.LINE)
-    pieces = Pieces(starts, ends, doc_starts, keys, n_chars >= repeats.MIN_CHARS)
+    pieces = repeats.find(data, offsets, profile.exact, PIECES)
     # Rows are numbers among the alive; documents may be missing in between.
-    sizes = np.diff(doc_starts)
-    places = np.repeat(batch.rows, sizes) << 32 | np.arange(len(starts)) - np.repeat(doc_starts[:-1], sizes)
-    at = np.searchsorted(found.place, places)
-    again = np.zeros(len(places), bool)
-    inside = at < len(found.place)
-    again[inside] = found.place[at[inside]] == places[inside]
-    local = Repeats(*(np.zeros(0, np.int64) for _ in Repeats._fields))
-    if again.any():
-        which = at[again]
-        local = Repeats(*(column[which] for column in found))._replace(place=pieces.places()[again])
-    new_data, new_offsets, _ = repeats.keep_first(data, pieces, local, profile.exact)
+    sizes = np.diff(pieces.doc_starts)
+    within = np.arange(len(pieces.starts)) - np.repeat(pieces.doc_starts[:-1], sizes)
+    again, _ = found.find(np.repeat(batch.rows, sizes) << 32 | within)
+    new_data, new_offsets, _ = repeats.keep_first(data, pieces, again)
     after = _texts(batch, new_data, new_offsets)
     return _left(batch, after, "exact dedup", f"only_repeated_{profile.exact}s", dropped)
 
@@ -275,8 +271,8 @@ def _without_seen(batch: _Batch, bloom: Bloom, profile: Profile, dropped: _Dropp
     pieces = Pieces(
         starts, ends, doc_starts, np.zeros((len(starts), 2), np.uint64), np.ones(len(starts), np.bool_)
     )
-    gone, _, _ = repeats.gone_of(pieces, seen, settings.threshold)
-    after = _texts(batch, *spans.join(data, starts, ends, doc_starts, ~gone)) if gone.any() else batch
+    new_data, new_offsets, _ = repeats.keep_new(data, pieces, seen, settings.threshold)
+    after = _texts(batch, new_data, new_offsets)
     return _left(batch, after, "bloom dedup", "seen_before", dropped)
 
 

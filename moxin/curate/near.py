@@ -1,12 +1,13 @@
 """The near-duplicate search over the units that passed, by the settings that sources share."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from moxin import storage
+from moxin import console
 from moxin.curate import fuzzy, fuzzy_keys
 from moxin.curate import fuzzy_files as files
-from moxin.curate.edit import EDITED
 from moxin.curate.fuzzy_shingles import Params
 from moxin.curate.work import Work, passed
 
@@ -14,18 +15,21 @@ ENTRY_BYTES = 64
 """What a range task needs per entry, `fuzzy_candidates.candidates`."""
 
 
-def search_of(work: Work, params: Params) -> fuzzy.Search:
-    """The search of all sources with these settings, against the corpora before this one."""
+def search_of(work: Work, params: Params, documents: Sequence[int]) -> fuzzy.Search:
+    """The search of all sources with these settings, of so many documents by unit, against the corpora before this one."""
     folder = work.near_folder(params)
-    units = []
-    for number in work.of(lambda profile: profile.near == params):
-        n = storage.read_json(work.file(number, EDITED))["documents"]
-        units.append(fuzzy.Unit(work.generation, work.units[number].source, number, n, folder))
+    units = [
+        fuzzy.Unit(work.generation, work.units[number].source, number, documents[number], folder)
+        for number in work.of(lambda profile: profile.near == params)
+    ]
     for generation, earlier in enumerate(work.earlier):
-        for tag, before in earlier.near:
-            if tag == params.tag():
-                found = fuzzy_keys.units_in(before)
-                units += [unit for unit in found if unit.generation == generation]
+        before = [url for tag, url in earlier.near if tag == params.tag()]
+        if not before:
+            console.warn(
+                f"{earlier.url}: no near-duplicates were sought there with {params}; it is not compared with"
+            )
+        for url in before:
+            units += [unit for unit in fuzzy_keys.units_in(url) if unit.generation == generation]
     entries = params.bands * sum(unit.documents for unit in units)
     n_ranges = min(max(-(-entries * ENTRY_BYTES // work.config.memory_bytes), 1), fuzzy_keys.SLOTS)
     return fuzzy.Search(folder, tuple(units), params, n_ranges)

@@ -29,7 +29,7 @@ def rows(recipe: Recipe, world: Artifact) -> list[tuple[str, str, str]]:
     units = sources.units(recipe.sources, world)
     sizes = [sum(sources.text_bytes(item) for item in unit.items) for unit in units]
     total = sum(sizes)
-    n_ranges = repeats.ranges_for(total // run.KEY_BYTES + 1, curate.memory_bytes)
+    n_ranges = repeats.ranges_for(run.expected_keys(profiles, total), curate.memory_bytes)
     largest = max(sizes, default=0)
     out = [
         ("text", fuzzy_plan.size(total), "sizes of the files, compressed ones × 3 or 4"),
@@ -40,12 +40,12 @@ def rows(recipe: Recipe, world: Artifact) -> list[tuple[str, str, str]]:
         ),
         (
             "memory: a pass over a unit",
-            fuzzy_plan.size(16 * reading.BATCH_BYTES + 48 * largest // run.KEY_BYTES),
+            fuzzy_plan.size(16 * reading.BATCH_BYTES + 48 * largest // run.DOCUMENT_BYTES),
             f"16 × batch of {fuzzy_plan.size(reading.BATCH_BYTES)} (or of one larger document) + 2 × {KEYS}",
         ),
         (
             "memory: a range of exact keys",
-            fuzzy_plan.size(repeats.BYTES_PER_HASH * total / run.KEY_BYTES / n_ranges),
+            fuzzy_plan.size(repeats.BYTES_PER_HASH * run.expected_keys(profiles, total) / n_ranges),
             f"{repeats.BYTES_PER_HASH} B × keys / {n_ranges} ranges",
         ),
     ]
@@ -142,37 +142,12 @@ def estimate(recipe: Recipe, world: Artifact, share: float) -> None:
         for unit in sources.units(recipe.sources, world):
             name = recipe.sources[unit.source].name
             whole[name] = whole.get(name, 0) + sum(sources.text_bytes(item) for item in unit.items)
-        total = sum(source["documents_in"] for source in came.values())
-        reasons = [
-            (
-                row["source"],
-                row["step"],
-                row["reason"],
-                row["documents"],
-                f"{row['documents'] / max(total, 1):.2%}",
-            )
-            for row in result.removed()
-        ]
-        console.table(
-            f"Removed from a sample of {total:,} documents",
-            ("source", "step", "reason", "documents", "of all"),
-            reasons,
-        )
+        console.say(f"  a sample of {sum(source['documents_in'] for source in came.values()):,} documents")
+        result.funnel.show()
         kept = {name: source["bytes_out"] / max(source["bytes_in"], 1) for name, source in came.items()}
-        rows = [
-            (name, source["profile"], source["documents_in"], source["documents_out"], f"{kept[name]:.1%}")
-            for name, source in came.items()
-        ]
-        console.table("Kept of the sample", ("source", "profile", "documents", "kept", "of the bytes"), rows)
         show_budget(recipe, {name: whole.get(name, 0) * kept[name] for name in kept}, "after that")
         if any(profile.near is not None or profile.exact != "off" for profile in task.profiles) and share < 1:
             console.say(
                 "  duplicates are counted among the documents of the sample only: of the whole more are removed, for a "
                 "copy is found where both are in it"
-            )
-        seconds = sum(result.seconds.values())
-        n_bytes = sum(source["bytes_in"] for source in came.values())
-        if seconds and n_bytes:
-            console.say(
-                f"  {n_bytes / 1e6:,.1f} MB in {console.format_seconds(seconds)}: {n_bytes / 1e6 / seconds:,.1f} MB/s here"
             )

@@ -163,7 +163,7 @@ class Profile:
                 for rule in stage.rules
             ]
         rows += [
-            Row("code", reason, signal, op, threshold, special or languages, source)
+            Row("code", reason, signal, op, threshold, "", f"{source}; {special or languages}")
             for reason, signal, op, threshold, languages, special, source in code_rules.describe(self.code)
         ]
         if self.min_folded_chars:

@@ -5,17 +5,15 @@ in the order of its hash, as many as `max_bytes` holds. So the same documents gi
 
     model = make("s3://bucket/good", "s3://bucket/ordinary", fasttext.Training(), max_bytes=1 << 30)
     save(model, "s3://bucket/quality.bin")
-    cut = cutoff(load("s3://bucket/quality.bin"), batches_of_text, keep=0.1)
+    scores = fasttext.score(load("s3://bucket/quality.bin"), texts)
 """
 
 import hashlib
 import heapq
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from moxin import storage
@@ -117,12 +115,6 @@ def fingerprint(url: str) -> str:
         return storage.sha256(url)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(f"{url}: no file; name the model that `save` wrote, or a fastText .bin") from error
-
-
-def cutoff(model: fasttext.Model, texts: Iterable[pa.Array], keep: float) -> float:
-    """The score that keeps the best `keep` of all texts, see `fasttext.threshold`: exact, with 4 bytes of memory a text."""
-    scores = [np.zeros(0, np.float32), *(fasttext.score(model, text) for text in texts)]
-    return fasttext.threshold(np.concatenate(scores), keep)
 
 
 def _beside(url: str) -> str:

@@ -70,30 +70,6 @@ def _read(unit: Unit, source: SourceConfig, quarantine: Quarantine) -> Iterator[
         yield _table(rows)
 
 
-def tell_apart(ids: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[str, int]]:
-    """Ids of which no two are equal, and how often each came that came more than once.
-
-    The second `x` becomes `x#2`, the third `x#3`, or the next number that is free. Given in the order of the units, and in a
-    unit as they were read, the result does not depend on how files were split.
-    """
-    counted = pc.value_counts(ids.combine_chunks())
-    several = counted.filter(pc.greater(counted.field("counts"), 1)).to_pylist()
-    repeated = {row["values"]: row["counts"] for row in several}
-    if not repeated:
-        return ids, {}
-    values = ids.to_pylist()
-    taken, seen = set(values), dict.fromkeys(repeated, 0)
-    for place, value in enumerate(values):
-        if value in seen:
-            seen[value] += 1
-            if (n := seen[value]) > 1:
-                while (new := f"{value}#{n}") in taken:
-                    n += 1
-                taken.add(new)
-                values[place] = new
-    return pa.chunked_array([pa.array(values, pa.string())]), repeated
-
-
 def _table(rows: list[Row]) -> pa.Table:
     columns = [pa.array([row[name] for row in rows], pa.string()) for name in SCHEMA.names]
     return pa.Table.from_arrays(columns, schema=SCHEMA)

@@ -1,16 +1,11 @@
 """What repeats something earlier below the level of near-duplicates: documents, paragraphs, lines, runs of words.
 
-"Earlier" is the order (unit, row, piece), where units are numbered by the priority of their source and then by name. Three
+"Earlier" is the order (unit, row, piece), where units are numbered by the priority of their source and then by name. Two
 ways, and what each guarantees:
 
 exact        `find`, `write_hashes`, `first_in_range`, `write_repeats`, `read_repeats`. The first of equal texts stays, all
              others are found, nothing else is (up to collisions of 128 bits). Ranges of hashes are independent: the
              result is the same for any number of workers, any order of work and any restart. 24 bytes of disk per piece.
-generations  `judge_generation`. n-grams of a fixed set of units are judged against a filter of all earlier generations and
-             exactly, by sorting, against earlier pieces of their own. Additions commute, so with the generations given the
-             result is the same for any number of workers. An n-gram also counts as seen where the earlier piece of the same
-             generation was removed itself. With one generation no Bloom filter is asked: exact for any number of workers.
-             (`write_hashes` with n-grams as keys and `count_seen` do that for what does not fit into memory.)
 stream       `Bloom.judge`. BFF's own: one process judges pieces in order, each against what stayed. Deterministic, since the
              order is; the units must be given in their order, and a restart begins from a saved filter (`save`, `load`).
 
@@ -44,13 +39,6 @@ MIN_CHARS = 20
 """Code points of the normal form: a shorter piece ("}", "Share", a blank line) repeats by chance and is never a repeat."""
 BYTES_PER_HASH = 140
 """Memory that `first_in_range` needs per key of 128 bits, at most: 128 measured where every key repeats."""
-REMOVED = pa.schema(
-    [(name, pa.int64()) for name in ("row", "piece", "start", "end")]
-    + [("reason", pa.string())]
-    + [(name, pa.int64()) for name in ("of_unit", "of_row", "of_piece")]
-    + [("detail", pa.string())]
-)
-"""What was removed of a unit: bytes start to end of a document's text, and what it repeats; -1 where that is not known."""
 
 
 class Pieces(NamedTuple):
@@ -80,6 +68,14 @@ class Repeats(NamedTuple):
     of_place: NDArray[np.int64]
     nth: NDArray[np.int64]
     """2 for the second of its kind, and so on."""
+
+    def find(self, places: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which of these places of one unit repeat something, bool[n], and where those are in these columns."""
+        at = np.searchsorted(self.place, places)
+        again = np.zeros(len(places), np.bool_)
+        inside = at < len(self.place)
+        again[inside] = self.place[at[inside]] == places[inside]
+        return again, at[again]
 
 
 def find(
@@ -205,103 +201,28 @@ def _digest(columns: list[NDArray[Any]]) -> str:
 
 
 def keep_first(
-    data: NDArray[np.uint8], pieces: Pieces, repeats: Repeats, level: str, first_row: int = 0
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], pa.Table]:
-    """A batch without its repeats: new `data` and `offsets` (of a document of which nothing stays, empty), and `REMOVED`.
+    data: NDArray[np.uint8], pieces: Pieces, again: NDArray[np.bool_]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]:
+    """A batch without the pieces that come `again`, bool[n_pieces]: new `data` and `offsets`, and the pieces that stay.
 
-    `repeats` are those of the unit, of which the batch begins at `first_row`.
+    Of a document of which only blank and short pieces would stay, nothing does.
     """
-    places = pieces.places(first_row)
-    which = np.flatnonzero(np.isin(places, repeats.place))
-    of = np.searchsorted(repeats.place, places)
-    keep = np.ones(len(places), np.bool_)
-    keep[which] = False
-    # A document of which only blank and short pieces would stay goes altogether.
+    keep = ~again
     substance = np.concatenate([[0], np.cumsum(keep & pieces.counts)])[pieces.doc_starts]
-    lost = np.unique((places[which] >> 32) - first_row)
-    for doc in lost[substance[lost + 1] == substance[lost]]:
-        keep[pieces.doc_starts[doc] : pieces.doc_starts[doc + 1]] = False
-    reasons = np.full(len(places), "nothing_else_left", object)
-    reasons[which] = f"exact_duplicate_{level}"
-    of_unit, of_place = np.full((2, len(places)), -1)
-    of_unit[which], of_place[which] = repeats.of_unit[of[which]], repeats.of_place[of[which]]
-    gone = np.flatnonzero(~keep)
-    details = [""] * len(gone)
-    table = _removed(pieces, gone, first_row, (of_unit[gone], of_place[gone]), list(reasons[gone]), details)
-    return *spans.join(data, pieces.starts, pieces.ends, pieces.doc_starts, keep), table
-
-
-def _removed(
-    pieces: Pieces,
-    which: NDArray[np.int64],
-    first_row: int,
-    of: tuple[NDArray[np.int64], NDArray[np.int64]],
-    reasons: list[str],
-    details: list[str],
-) -> pa.Table:
-    """`REMOVED` of these pieces, which repeat the pieces `of` (unit, place)."""
-    places, low = pieces.places()[which], (1 << 32) - 1
-    rows = places >> 32
-    begins = pieces.starts[pieces.doc_starts[rows]]
-    known = of[0] >= 0
-    columns = [rows + first_row, places & low, pieces.starts[which] - begins, pieces.ends[which] - begins]
-    of_columns = [of[0], np.where(known, of[1] >> 32, -1), np.where(known, of[1] & low, -1)]
-    return pa.table([*columns, reasons, *of_columns, details], schema=REMOVED)
-
-
-def judge_generation(
-    grams: NDArray[np.uint64], gram_starts: NDArray[np.int64], before: NDArray[np.bool_], threshold: float
-) -> Seen:
-    """BFF on one generation: `before` tells, bool[n], which n-grams earlier generations have (`Bloom.contains`).
-
-    Afterwards `Bloom.add(grams_that_stay(…))`, for every shard in any order.
-    """
-    total = np.diff(gram_starts)
-    piece = np.repeat(np.arange(len(total)), total)
-    first = _first_of_equals(grams[:, None], np.argsort(grams, kind="stable"))
-    seen = before | (piece[first] < piece)
-    contained = np.bincount(piece[seen], minlength=len(total))
-    return decide(contained, total, threshold)
-
-
-def grams_that_stay(
-    grams: NDArray[np.uint64], gram_starts: NDArray[np.int64], seen: Seen
-) -> NDArray[np.uint64]:
-    """The n-grams of pieces that were not removed."""
-    return grams[np.repeat(~seen.removed, np.diff(gram_starts))]
-
-
-def count_seen(repeats: Repeats, unit: int, places: NDArray[np.int64], total: NDArray[np.int64]) -> Seen:
-    """Per piece of a unit how many n-grams an earlier piece has; none is removed yet, see `decide`.
-
-    `repeats` are those of n-grams, whose place is that of their piece: an n-gram that a piece itself repeats is not one.
-    """
-    other = (repeats.of_unit != unit) | (repeats.of_place != repeats.place)
-    contained = np.bincount(np.searchsorted(places, repeats.place[other]), minlength=len(places))
-    return Seen(contained, total, np.zeros(len(places), np.bool_))
+    lost = np.concatenate([[0], np.cumsum(again)])[pieces.doc_starts]
+    empty = (np.diff(lost) > 0) & (np.diff(substance) == 0)
+    keep &= ~np.repeat(empty, np.diff(pieces.doc_starts))
+    return *spans.join(data, pieces.starts, pieces.ends, pieces.doc_starts, keep), keep
 
 
 def keep_new(
-    data: NDArray[np.uint8], pieces: Pieces, seen: Seen, threshold: float, first_row: int = 0
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], pa.Table]:
-    """A batch without the pieces that BFF removes, and without documents of which more than `threshold` was seen."""
-    gone, whole, doc_of = gone_of(pieces, seen, threshold)
-    which = np.flatnonzero(gone)
-    reasons = ["seen_document" if whole[doc_of[k]] else "seen_paragraph" for k in which]
-    details = [f"{seen.contained[k]} of {seen.total[k]} n-grams seen before" for k in which]
-    unknown = np.full(len(which), -1, np.int64)
-    new_data, new_offsets = spans.join(data, pieces.starts, pieces.ends, pieces.doc_starts, ~gone)
-    return new_data, new_offsets, _removed(pieces, which, first_row, (unknown, unknown), reasons, details)
-
-
-def gone_of(
-    pieces: Pieces, seen: Seen, threshold: float
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
-    """Which pieces BFF removes, which documents it removes whole, and the document of each piece."""
+    data: NDArray[np.uint8], pieces: Pieces, seen: Seen, threshold: float
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]:
+    """The same for BFF: without the pieces it removes, and without documents of which more than `threshold` was seen."""
     sums = [np.concatenate([[0], np.cumsum(column)])[pieces.doc_starts] for column in seen[:2]]
     whole = decide(np.diff(sums[0]), np.diff(sums[1]), threshold).removed
-    sizes = np.diff(pieces.doc_starts)
-    return seen.removed | np.repeat(whole, sizes), whole, np.repeat(np.arange(len(sizes)), sizes)
+    keep = ~(seen.removed | np.repeat(whole, np.diff(pieces.doc_starts)))
+    return *spans.join(data, pieces.starts, pieces.ends, pieces.doc_starts, keep), keep
 
 
 def save(bloom: Bloom, url: str) -> None:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from moxin import console, storage
 from moxin.artifact import Artifact, Builder
 from moxin.curate import contamination, fuzzy, fuzzy_plan, page, score
+from moxin.curate.funnel import Funnel
 from moxin.curate.histograms import Histogram, Nearest
 from moxin.curate.shards import part
 from moxin.curate.work import Work
@@ -31,7 +32,7 @@ class Result:
     tallies: Sequence[Mapping[str, Any]]
     near: Sequence[fuzzy.Summary]
     written: Sequence[Mapping[str, Any]]
-    seconds: Mapping[str, float]
+    funnel: Funnel
 
     @property
     def steps(self) -> list[str]:
@@ -107,6 +108,7 @@ def report(result: Result, recipe: Recipe, world: Artifact, builder: Builder) ->
         "documents_out": funnel[-1]["out"],
         "bytes_in": sum(source["bytes_in"] for source in came.values()),
         "bytes_out": sum(source["bytes_out"] for source in came.values()),
+        "cut_bytes": sum(value["cut_bytes"] for value in result.edited),
         "quarantined": n_quarantined,
         "renamed": sum(tally["renamed"] for tally in result.tallies),
         "planted": planted,
@@ -116,7 +118,7 @@ def report(result: Result, recipe: Recipe, world: Artifact, builder: Builder) ->
             for name, source in came.items()
         },
         "near_duplicates": duplicates,
-        "seconds": dict(result.seconds),
+        "seconds": {name: round(each, 3) for name, each in result.funnel.seconds.items()},
     }
     content = {
         "recipe": recipe.name,
@@ -133,7 +135,8 @@ def report(result: Result, recipe: Recipe, world: Artifact, builder: Builder) ->
     }
     storage.write_json(builder.file("report.json"), content)
     page.write(content, builder.file("report.html"))
-    show(funnel, builder.counts, removed, came, result.seconds)
+    result.funnel.show()
+    show(builder.counts)
     if builder.counts["renamed"]:
         console.warn(
             f"{builder.counts['renamed']:,} documents have an id that another has, too; the second x is now called x#2"
@@ -278,7 +281,9 @@ def _planted(result: Result, recipe: Recipe, world: Artifact, builder: Builder) 
     reasons: dict[str, str] = {}
     kept_texts: dict[str, str] = {}
     present: dict[str, str] = {}
-    for shard in range(len(result.written)):
+    for shard, written in enumerate(result.written):
+        if recipe.sources[written["source"]].name not in generated:
+            continue
         for folder, columns in (
             ("documents", ("id", "source", "text")),
             ("removed", ("id", "source", "reason")),
@@ -286,8 +291,6 @@ def _planted(result: Result, recipe: Recipe, world: Artifact, builder: Builder) 
             with storage.open_read(builder.file(folder, part(shard))) as handle:
                 table = pq.read_table(handle, columns=list(columns))
             for id_, source, value in zip(*(table[name].to_pylist() for name in columns), strict=True):
-                if source not in generated:
-                    break  # a shard holds documents of one source
                 present[id_] = source
                 if folder == "removed":
                     reasons[id_] = value
@@ -298,44 +301,13 @@ def _planted(result: Result, recipe: Recipe, world: Artifact, builder: Builder) 
     return score.planted(labels, reasons, kept_texts, originals)
 
 
-def show(
-    funnel: Sequence[Mapping[str, Any]],
-    counts: Mapping[str, Any],
-    removed: Sequence[Mapping[str, Any]],
-    came: Mapping[str, Mapping[str, Any]],
-    seconds: Mapping[str, float],
-) -> None:
-    """The funnel as a table, and one line each on scrubbed addresses and planted dirt."""
-    rows = [
-        (
-            step["step"],
-            step["in"],
-            step["out"],
-            ", ".join(f"{name} {n:,}" for name, n in step["removed"].items()),
-        )
-        for step in funnel
-        if step["removed"] or step["step"] == "read"
-    ]
-    console.table("Funnel", ("step", "in", "out", "removed"), rows)
-    by_source = [
-        (
-            name,
-            source["profile"],
-            source["documents_in"],
-            source["documents_out"],
-            f"{source['bytes_in'] / 1e6:,.1f}",
-            f"{source['bytes_out'] / 1e6:,.1f}",
-            f"{source['bytes_out'] / max(source['bytes_in'], 1):.1%}",
-        )
-        for name, source in came.items()
-    ]
-    console.table(
-        "Sources", ("source", "profile", "documents", "kept", "MB", "MB kept", "of the bytes"), by_source
-    )
-    total = sum(seconds.values())
-    if total:
+def show(counts: Mapping[str, Any]) -> None:
+    """A line each on text that was cut out, scrubbed addresses, unreadable input and planted dirt."""
+    if counts["cut_bytes"]:
+        console.say(f"  {counts['cut_bytes'] / 1e6:,.1f} MB of repeats were cut out of documents that stay")
+    if counts["quarantined"]:
         console.say(
-            f"  {counts['bytes_in'] / 1e6 / total:,.1f} MB/s over all steps, {console.format_seconds(total)}"
+            f"  {counts['quarantined']:,} lines or files could not be read; quarantine.jsonl says where and why"
         )
     if counts["scrubbed"]:
         said = ", ".join(f"{n:,} {kind.replace('_', ' ')}" for kind, n in counts["scrubbed"].items())

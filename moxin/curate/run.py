@@ -7,17 +7,14 @@ Every task writes whole files under names that follow from the list of units alo
 what is not finished, and the result is the same bytes for any number of workers, any order of work and any restart.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import ray
-import ray.data
 
-from moxin import console, storage
+from moxin import console, session, storage
 from moxin.artifact import Artifact, Builder, Stage
 from moxin.config import digest
 from moxin.curate import (
@@ -27,6 +24,7 @@ from moxin.curate import (
     edit,
     fasttext,
     fuzzy,
+    judge,
     near,
     quality_model,
     repeats,
@@ -52,12 +50,10 @@ SCORED = 200_000
 """Documents on whose scores a cut-off by quantile is measured."""
 INDEX_RANGES = 64
 """Ranges of hashes of a corpus that keeps its index, at least: later corpora must have as many."""
-RESULT_BYTES = 2**20
-"""Of a task, roughly."""
 INLINE_BYTES = 64 * 2**20
 """Text up to which the steps between the passes are done by the driver: to start a task takes longer than these would."""
-KEY_BYTES = 400
-"""Text per key, at least, for the number of ranges: a short document, or ten lines."""
+DOCUMENT_BYTES, LINE_BYTES = 400, 40
+"""Text per key of a document, and of a line, at least: the number of ranges must be known before they are counted."""
 
 
 def stage(recipe: Recipe, world: Artifact) -> Stage:
@@ -68,7 +64,7 @@ def stage(recipe: Recipe, world: Artifact) -> Stage:
     read = {
         "folders": [sources.fingerprint(source) for source in recipe.sources],
         "benchmarks": benchmarks.fingerprint(curate.benchmarks) if curate.benchmarks else "",
-        "lists": [storage.sha256(url) for url in _lists(curate)],
+        "lists": [_list_fingerprint(url) for url in _lists(curate)],
         "classifier": _classifier_fingerprint(curate, profiles),
         "earlier": _manifest(curate.earlier)["key"] if curate.earlier else "",
     }
@@ -100,6 +96,17 @@ def check(recipe: Recipe, profiles: Sequence[Profile]) -> None:
             raise ValueError(
                 f"profile {profile.name!r}: languages {unknown} are not known to lid.176; known: {', '.join(sorted(known))}"
             )
+    for name, has in (
+        ("blocklists", curate.blocklists != type(curate.blocklists)()),
+        ("bad_words", bool(curate.bad_words)),
+    ):
+        if has and not any(getattr(profile, name) for profile in profiles):
+            raise ValueError(
+                f"curate.{name} has no effect: no source's profile has {name}; leave it out, or set "
+                f"curate.overrides={name}=on"
+            )
+    if curate.allowed and not curate.benchmarks:
+        raise ValueError("curate.allowed has no effect without curate.benchmarks; leave it out")
     model = curate.classifier
     given = bool(model.model) + bool(model.good or model.ordinary)
     wants = [profile.name for profile in profiles if profile.classifier is not None]
@@ -121,9 +128,30 @@ def check(recipe: Recipe, profiles: Sequence[Profile]) -> None:
         )
 
 
+def warn_of_missing_lists(curate: CurateConfig, profiles: Sequence[Profile]) -> None:
+    """Says which lists a profile would look at, if they were given."""
+    for name, missing in (
+        ("blocklists", curate.blocklists == type(curate.blocklists)()),
+        ("bad_words", not curate.bad_words),
+    ):
+        if names := sorted({profile.name for profile in profiles if missing and getattr(profile, name)}):
+            console.warn(
+                f"profile {', '.join(names)} has {name}, but curate.{name} names no file: nothing is removed for that"
+            )
+
+
 def _lists(curate: CurateConfig) -> list[str]:
     named = vars(curate.blocklists).values()
     return [url for urls in named for url in urls] + ([curate.bad_words] if curate.bad_words else [])
+
+
+def _list_fingerprint(url: str) -> str:
+    try:
+        return storage.sha256(url)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ValueError(
+            f"{url}: no such file; curate.blocklists or curate.bad_words names it, give a text file with an entry per line"
+        ) from error
 
 
 def _classifier_fingerprint(curate: CurateConfig, profiles: Sequence[Profile]) -> Any:
@@ -166,9 +194,10 @@ def prepare(recipe: Recipe, world: Artifact, scratch: str, index: str, sample: f
     """What the tasks are told; what they read besides documents is put where they find it."""
     curate = recipe.curate
     profiles = tuple(work.profile_of(source, curate) for source in recipe.sources)
-    units = _units(recipe, world, scratch)
+    warn_of_missing_lists(curate, profiles)
+    units, of_documents = _units(recipe, world, scratch), 1.0
     if sample < 1:
-        units = _sampled(units, sample)
+        units, of_documents = _sampled(units, sample)
     items = [
         contamination.Item("tinyworld", "test", str(row["id"]), row["question"], row["text"])
         for row in storage.read_jsonl(world.file("questions.jsonl"))
@@ -185,17 +214,16 @@ def prepare(recipe: Recipe, world: Artifact, scratch: str, index: str, sample: f
         profiles,
         curate,
         units,
-        _n_ranges(curate, units, scratch),
+        _n_ranges(curate, profiles, units, scratch),
         _example_units(units),
-        sample,
+        of_documents,
         earlier,
         questions,
     )
     if any(profile.classifier is not None for profile in profiles):
         task = replace(task, classifier=_classifier(curate, scratch))
     for source in range(len(profiles)):  # compiles the kernels once, before many processes would
-        judge = annotate.Judge(task, source)
-        annotate.annotate(SCHEMA.empty_table(), judge, annotate.Counts(judge.profile, examples=False))
+        judge.annotate(SCHEMA.empty_table(), judge.Judge(task, source), judge.Counts(examples=False))
     return task
 
 
@@ -207,18 +235,21 @@ def _units(recipe: Recipe, world: Artifact, scratch: str) -> tuple[Unit, ...]:
     return tuple(Unit.from_json(value) for value in storage.read_json(url))
 
 
-def _sampled(units: tuple[Unit, ...], share: float) -> tuple[Unit, ...]:
-    """Units with about `share` of each source's bytes and one of each at least, drawn by a hash."""
-    chosen = []
+def _sampled(units: tuple[Unit, ...], share: float) -> tuple[tuple[Unit, ...], float]:
+    """Units with at least `share` of each source's bytes, drawn by a hash, and the share of their documents that makes it
+    `share` of all."""
+    chosen, size = set[Unit](), 0
     for source in sorted({unit.source for unit in units}):
         own = [unit for unit in units if unit.source == source]
         wanted, total = share * sum(unit.size for unit in own), 0
         for unit in sorted(own, key=lambda unit: stable_hash(unit.items[0].id + str(unit.items[0].first))):
-            chosen.append(unit)
+            chosen.add(unit)
             total += unit.size
             if total >= wanted:
                 break
-    return tuple(unit for unit in units if unit in chosen)
+        size += total
+    everything = sum(unit.size for unit in units)
+    return tuple(unit for unit in units if unit in chosen), min(share * everything / max(size, 1), 1.0)
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -238,13 +269,19 @@ def _example_units(units: Sequence[Unit]) -> frozenset[int]:
     return frozenset(number for own in chosen for number in own)
 
 
-def _n_ranges(curate: CurateConfig, units: Sequence[Unit], scratch: str) -> int:
+def expected_keys(profiles: Sequence[Profile], n_bytes: int) -> int:
+    """Keys of the largest of the exact searches, at most."""
+    in_lines = any(profile.exact in ("paragraph", "line") for profile in profiles)
+    return n_bytes // (LINE_BYTES if in_lines else DOCUMENT_BYTES) + 1
+
+
+def _n_ranges(curate: CurateConfig, profiles: Sequence[Profile], units: Sequence[Unit], scratch: str) -> int:
     """Ranges of hashes, of which one fits into the memory; those of an attempt, or a corpus, before this."""
     url = storage.join(scratch, "ranges.json")
     if storage.exists(url):
         return int(storage.read_json(url))
     n_bytes = sum(sources.text_bytes(item) for unit in units for item in unit.items)
-    n = repeats.ranges_for(n_bytes // KEY_BYTES + 1, curate.memory_bytes)
+    n = repeats.ranges_for(expected_keys(profiles, n_bytes), curate.memory_bytes)
     if curate.earlier:
         n = int(storage.read_json(storage.join(curate.earlier, INDEX, "index.json"))["n_ranges"])
     elif curate.keep_index:
@@ -285,10 +322,11 @@ def _classifier(curate: CurateConfig, scratch: str) -> str:
     url = storage.join(scratch, "classifier.bin")
     if not storage.exists(url):
         with console.progress("train the classifier", None, "") as bar:
-            quality_model.save(
-                quality_model.make(model.good, model.ordinary, fasttext.Training(), model.max_bytes), url
-            )
+            made = quality_model.make(model.good, model.ordinary, fasttext.Training(), model.max_bytes)
             bar.update(1)
+        for warning in made.about["warnings"]:
+            console.warn(f"curate.classifier: {warning}")
+        quality_model.save(made, url)
     return url
 
 
@@ -312,7 +350,7 @@ class Steps:
         of a result goes to the funnel."""
         out: list[Any] = [None] * len(items)
         with self.funnel.step(title, sum(sizes)):
-            for place, value in on_ray(call, items):
+            for place, value in session.each(call, items):
                 out[place] = value
                 self.funnel.add(**{"source": self.names[0], "n_bytes": sizes[place], **tell(value, place)})
         return out
@@ -326,7 +364,7 @@ class Steps:
         """Runs steps between the passes over `n_bytes` of text; the memory that each may take is asked of Ray."""
         inline = n_bytes <= INLINE_BYTES
         for _ in (
-            map(call, items) if inline else on_ray(call, list(items), memory=self.work.config.memory_bytes)
+            map(call, items) if inline else session.each(call, list(items), self.work.config.memory_bytes)
         ):
             pass
 
@@ -343,31 +381,6 @@ class Steps:
     def decided(self, value: Any, place: int) -> Mapping[str, Any]:
         removed = [tuple(row) for row in value["removed"]]
         return {"source": self.names[self.work.units[place].source], "removed": removed}
-
-
-def on_ray(call: Callable[[Any], Any], items: Sequence[Any], memory: int = 0) -> Iterator[tuple[int, Any]]:
-    """`call(item)` as a Ray Data task each; yields places and results as they are finished.
-
-    With `memory`, in bytes, no more of them run on a node than it has memory for.
-    """
-    if not len(items):
-        return
-    options: dict[str, Any] = {}
-    if memory:
-        largest = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
-        options["memory"] = min(memory, int(largest))
-    # Ray holds back tasks for whose results it sees no room; it expects blocks of 128 MiB, and these are a line of JSON.
-    ray.data.DataContext.get_current().target_max_block_size = RESULT_BYTES
-    rows = [{"place": place, "item": json.dumps(item)} for place, item in enumerate(items)]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(partial(_task, call), **options)
-    for row in dataset.iter_rows():
-        yield row["place"], json.loads(row["value"])
-
-
-def _task(call: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any]:
-    # Ray runs as many tasks as there are cores; more threads in each would only be in each other's way.
-    pa.set_cpu_count(1)
-    return {"place": row["place"], "value": json.dumps(call(json.loads(row["item"])))}
 
 
 def process(task: Work, least_shards: int, url: str) -> "report.Result":
@@ -398,7 +411,7 @@ def process(task: Work, least_shards: int, url: str) -> "report.Result":
     searches: dict[Params, fuzzy.Search] = {}
     summaries: list[fuzzy.Summary] = []
     for params in task.searches:
-        searches[params] = near.search_of(task, params)
+        searches[params] = near.search_of(task, params, [value["documents"] for value in edited])
         with steps.funnel.step("near-duplicates", sum(alive)):
             summaries.append(
                 fuzzy.run(
@@ -423,7 +436,7 @@ def process(task: Work, least_shards: int, url: str) -> "report.Result":
             for slices in plan
         ]
         written = steps.over_units("write", partial(_write, task, url), content, kept)
-    return report.Result(task, counts, edited, tallies, summaries, written, dict(steps.funnel.seconds))
+    return report.Result(task, counts, edited, tallies, summaries, written, steps.funnel)
 
 
 def _tally(task: Work, searches: dict[int, fuzzy.Search], number: int) -> dict[str, Any]:

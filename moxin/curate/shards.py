@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 from moxin import storage
 from moxin.curate.edit import repeats_of
+from moxin.curate.repeats import Repeats
 from moxin.curate.work import Work, edits, passed, read_arrow
 
-REMOVED = pa.schema(
-    [(name, pa.string()) for name in ("id", "source", "url", "step", "reason", "detail", "text")]
-)
+NOT_REMOVED = ("license", "lang", "meta")
+"""Columns that `removed/` goes without."""
 GROUP_BYTES = 8 << 20
 """Text of a row group of a shard, at least."""
 
@@ -61,8 +61,7 @@ def plan(work: Work, kept_bytes: Sequence[Sequence[int]], least: int) -> list[li
 
 
 def write(work: Work, url: str, shard: int, slices: Sequence[Slice]) -> dict[str, Any]:
-    """Writes `documents/part-…` and `removed/part-…` of one shard; returns how many documents they have."""
-    n_kept = n_removed = 0
+    """Writes `documents/part-…` and `removed/part-…` of one shard; returns its source and how many documents they have."""
     kept_url, removed_url = (storage.join(url, folder, part(shard)) for folder in ("documents", "removed"))
     with storage.open_atomic(kept_url) as kept_file, storage.open_atomic(removed_url) as removed_file:
         kept = _Writer(kept_file)
@@ -72,7 +71,7 @@ def write(work: Work, url: str, shard: int, slices: Sequence[Slice]) -> dict[str
                 kept.add(documents)
                 removed.add(gone)
         n_kept, n_removed = kept.close(), removed.close()
-    return {"kept": n_kept, "removed": n_removed}
+    return {"source": work.units[slices[0].unit].source, "kept": n_kept, "removed": n_removed}
 
 
 class _Writer:
@@ -153,23 +152,18 @@ def _outcome(work: Work, one: Slice) -> Iterator[tuple[pa.Table, pa.Table]]:
                 which = np.searchsorted(edited.alive, alive[stays])
                 column = edited.text.take(pa.array(which)).cast(pa.string())
                 kept = kept.set_column(kept.schema.get_field_index("text"), "text", column)
-            yield kept, removed.select(REMOVED.names)
+            yield kept, removed.drop_columns(list(NOT_REMOVED))
             first += int(is_alive.sum())
 
 
-def _named_apart(table: pa.Table, is_alive: Any, alive: Any, found: Any) -> pa.Table:
+def _named_apart(table: pa.Table, is_alive: Any, alive: Any, found: Repeats) -> pa.Table:
     """The second document with an id `x` is called `x#2`, and so on; `found` are the repeats of ids."""
-    at = np.searchsorted(found.place, alive << 32)
-    again = np.zeros(len(alive), bool)
-    inside = at < len(found.place)
-    again[inside] = (found.place[at[inside]] == alive[inside] << 32) & is_alive[inside]
+    again, at = found.find(np.where(is_alive, alive << 32, -1))
     if not again.any():
         return table
     names = [
         f"{name}#{nth}"
-        for name, nth in zip(
-            table["id"].filter(pa.array(again)).to_pylist(), found.nth[at[again]], strict=True
-        )
+        for name, nth in zip(table["id"].filter(pa.array(again)).to_pylist(), found.nth[at], strict=True)
     ]
     column = pc.replace_with_mask(table["id"].combine_chunks(), pa.array(again), pa.array(names, pa.string()))
     return table.set_column(table.schema.get_field_index("id"), "id", column)

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from moxin import storage
 from moxin.curate import fuzzy, near
-from moxin.curate.annotate import EXAMPLE_CHARS, EXAMPLES
 from moxin.curate.edit import DROPPED, EDITED, repeats_of
+from moxin.curate.judge import EXAMPLE_CHARS, EXAMPLES
 from moxin.curate.work import Work, alive_ids, groups, read_arrow, write_arrow
 
 TALLY = "tally.json"

@@ -4,10 +4,11 @@ A unit's documents have three numberings, each a part of the one before: rows as
 removed (what exact deduplication compares), `passed` those that stay after it (what the near-duplicate search compares).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,15 +25,23 @@ from moxin.recipe import CurateConfig, SourceConfig
 
 CODE_KINDS = ("code", "tree")
 """Kinds of sources that hold code."""
+GENERATED_KINDS = ("tinyworld", "quiz")
+GENERATED_PROFILE = "plain"
+"""Documents of the made-up world are a few sentences long: what is meant for web pages would leave none of them."""
 
 
 def profile_of(source: SourceConfig, config: CurateConfig) -> Profile:
     """The profile that a source is held to. Raises `ValueError` for one that does not exist or cannot be."""
-    name = source.profile or (config.code_profile if source.kind in CODE_KINDS else config.profile)
+    by_kind = dict.fromkeys(CODE_KINDS, config.code_profile) | dict.fromkeys(
+        GENERATED_KINDS, GENERATED_PROFILE
+    )
+    name = source.profile or by_kind.get(source.kind, config.profile)
     profile = profiles.find_profile(name)
     common = config.overrides if name == config.profile else ()
     for setting in (*common, *source.overrides):
         profile = profiles.override(profile, setting)
+    if source.overrides:  # else two profiles of one name would be one in the report
+        profile = replace(profile, name=f"{name} of {source.name}")
     profiles.check(profile)
     return profile
 
@@ -100,7 +109,7 @@ class Work:
     def near_folder(self, params: Params) -> str:
         return storage.join(self.index, f"near-{self.searches.index(params)}")
 
-    def of(self, wanted: Any) -> list[int]:
+    def of(self, wanted: Callable[[Profile], bool]) -> list[int]:
         """Numbers of the units whose profile is `wanted(profile)`."""
         return [number for number in range(len(self.units)) if wanted(self.profile(number))]
 
@@ -108,10 +117,6 @@ class Work:
         """Key files of documents in their order of preference, those of earlier corpora first."""
         own = [self.key_file("exact", number) for number in self.of(lambda profile: profile.exact != "off")]
         return [url for earlier in self.earlier for url in earlier.exact] + own
-
-
-def with_cutoffs(work: Work, cutoffs: tuple[float, ...]) -> Work:
-    return replace(work, cutoffs=cutoffs)
 
 
 def edits(profile: Profile) -> bool:
@@ -151,19 +156,19 @@ def alive_texts(work: Work, number: int) -> Iterator[pa.Array]:
 def passed(work: Work, number: int) -> Iterator[Group]:
     """By row group, the documents that passed, with their text as deduplication left it."""
     rows = read_arrow(work.file(number, "passed.arrow"))["row"].to_numpy()
-    edited = None
-    if edits(work.profile(number)):
-        edited = pa.ipc.open_file(pa.BufferReader(storage.read_bytes(work.file(number, "edited.arrow"))))
-    first = 0
-    for group, text in enumerate(alive_texts(work, number)):
-        begin, stop = np.searchsorted(rows, [first, first + len(text)])
-        which = rows[begin:stop]
-        if edited is not None:
-            kept = edited.get_batch(group)["text"]
-        else:
-            kept = text if len(which) == len(text) else text.take(pa.array(which - first))
-        yield Group(group, which, kept)
-        first += len(text)
+    changed = edits(work.profile(number))
+    with storage.open_read(work.file(number, "edited.arrow")) if changed else nullcontext() as handle:
+        edited = pa.ipc.open_file(handle) if handle is not None else None
+        first = 0
+        for group, text in enumerate(alive_texts(work, number)):
+            begin, stop = np.searchsorted(rows, [first, first + len(text)])
+            which = rows[begin:stop]
+            if edited is not None:
+                kept = edited.get_batch(group)["text"]
+            else:
+                kept = text if len(which) == len(text) else text.take(pa.array(which - first))
+            yield Group(group, which, kept)
+            first += len(text)
 
 
 def write_arrow(url: str, table: pa.Table) -> None:

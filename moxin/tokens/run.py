@@ -1,6 +1,5 @@
 """The tokenize stage: Ray Data maps the functions of `moxin.tokens.part` over the parts of the curated documents."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -9,7 +8,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import ray
 
-from moxin import console, storage
+from moxin import console, session, storage
 from moxin.artifact import Artifact, Builder, Stage
 from moxin.recipe import PhaseConfig, Recipe, Selection
 from moxin.tokens import fertility, heldout, packing, part
@@ -336,14 +335,9 @@ def report_round_trip(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
 
 def each(function: Callable[..., Any], items: Sequence[Mapping[str, Any]], **constants: Any) -> Iterator[Any]:
     """`function(**item, **constants)` of every item as a Ray Data task of its own; results as they come, in any order."""
-    if not items:
-        return
-    tasks = ray.data.from_items(list(items), override_num_blocks=len(items))
-    results = tasks.map(partial(_call, function, constants))
-    for row in results.iter_rows():
-        yield json.loads(row["result"])
+    for _, result in session.each(partial(_call, function, constants), items):
+        yield result
 
 
-def _call(function: Callable[..., Any], constants: Mapping[str, Any], item: dict[str, Any]) -> dict[str, Any]:
-    """The result goes as JSON: its keys are names of sources, which make no Arrow schema."""
-    return {"result": json.dumps(function(**item, **constants))}
+def _call(function: Callable[..., Any], constants: Mapping[str, Any], item: Mapping[str, Any]) -> Any:
+    return function(**item, **constants)

@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -190,13 +189,3 @@ def test_many_small_files_share_a_unit(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "UNIT_FILES", 7)
     assert [len(unit.items) for unit in sources.units((source,), NO_WORLD)] == [7, 7, 7, 7, 2]
     assert len(read_all(tmp_path)[0]) == 30
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(["a", "b", "a#2", "a#3", "a#2#2"])))
-def test_ids_that_repeat_are_told_apart_and_counted(ids):
-    new, repeated = reading.tell_apart(pa.chunked_array([pa.array(ids, pa.string())]))
-    values = new.to_pylist()
-    assert len(set(values)) == len(ids)
-    assert repeated == {id_: ids.count(id_) for id_ in ids if ids.count(id_) > 1}
-    assert all(value == id_ for value, id_ in zip(values, ids, strict=True) if id_ not in repeated)

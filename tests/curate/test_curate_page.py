@@ -1,49 +1,21 @@
 """The page of curation: loads nothing, runs nothing, shows every text as text, and says what the numbers mean."""
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from outline import Outline
 
 from moxin.curate import page
 from moxin.curate.histograms import Histogram
 
-VOID = {"meta", "br", "img", "link", "input", "hr", "source"}
 HOSTILE = (
     "</p></pre><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;{{ 7*7 }}\x1b[31m\u202egnp.exe"
 )
 SHOWN = HOSTILE.replace("\x1b", "␛").replace("\u202e", "⟨U+202E⟩")
-
-
-class Outline(HTMLParser):
-    """Every start tag with its attributes, all text, and tags that do not close in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.wrong: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.wrong.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
 
 
 def rule(reason: str, op: str, threshold: float, unit: str, values: Any, removed: int) -> dict[str, Any]:

@@ -145,17 +145,6 @@ def test_saved_and_loaded_here_and_from_s3(folders, tmp_path, s3):
     assert quality_model.load(storage.join(s3.url, "model.bin")).about == {}
 
 
-def test_the_cutoff_of_a_stream_is_that_of_the_whole(folders):
-    model = quality_model.make(*folders, SMALL, 1 << 20)
-    documents = texts(GOOD, 100, 7) + texts(PLAIN, 157, 8)
-    batches = (pa.array(documents[k : k + 50], pa.string()) for k in range(0, 257, 50))
-    cut = quality_model.cutoff(model, batches, 0.1)
-    assert cut == fasttext.threshold(scores(model, documents), 0.1)
-    assert (scores(model, documents) >= cut).sum() == 26
-    with pytest.raises(ValueError, match="0 scores"):
-        quality_model.cutoff(model, [], 0.1)
-
-
 def test_mistakes_are_explained(folders, tmp_path):
     good, plain = folders
     for one, other in (

@@ -16,6 +16,7 @@ from moxin.curate import repeats
 
 SEPARATORS = {"document": None, "line": "\n", "paragraph": "\n\n"}
 Unit = list[str]
+LOW = (1 << 32) - 1
 
 
 def buffers(documents: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -111,9 +112,13 @@ def deduplicate(units: list[Unit], folder: Path, level: str, form: str, least: i
         for first in range(0, len(unit), 7):
             data, offsets = buffers(unit[first : first + 7])
             pieces = repeats.find(data, offsets, level, form, least)
-            new_data, new_offsets, table = repeats.keep_first(data, pieces, mine, level, first)
+            again, at = mine.find(pieces.places(first))
+            new_data, new_offsets, keep = repeats.keep_first(data, pieces, again)
             texts[-1] += strings(new_data, new_offsets)
-            rows += table.to_pylist()
+            assert not (keep & again).any()
+            places, of = mine.place[at], mine.of_place[at]
+            columns = (places >> 32, places & LOW, mine.of_unit[at], of >> 32, of & LOW)
+            rows += [tuple(row) for row in np.stack(columns, axis=1).tolist()]
         tables.append(rows)
     files = {path.name: storage.sha256(str(path)) for path in sorted(folder.iterdir())}
     return texts, tables, files
@@ -130,15 +135,7 @@ def test_the_first_of_equals_stays_whatever_the_order_of_work(tmp_path, level, f
     ]
     for kept, tables, _ in results:
         assert kept == texts
-        for unit, rows, expected in zip(units, tables, removed, strict=True):
-            names = ("row", "piece", "of_unit", "of_row", "of_piece")
-            repeated = [tuple(row[name] for name in names) for row in rows if row["of_unit"] >= 0]
-            assert repeated == expected
-            for row in rows:
-                piece = unit[row["row"]].encode()[row["start"] : row["end"]].decode()
-                assert piece == cut(unit[row["row"]], level)[row["piece"]]
-                known = row["of_unit"] >= 0
-                assert row["reason"] == (f"exact_duplicate_{level}" if known else "nothing_else_left")
+        assert tables == removed
     assert sum(map(len, removed)) > 10
     assert results[1][2] == results[2][2]  # the very bytes of every file
 
@@ -211,70 +208,6 @@ def lines(seed: int, n: int) -> list[str]:
     return ["\n".join(draw.choices(pool, k=draw.randrange(1, 6))) for _ in range(n)]
 
 
-def plain_generations(generations: list[list[str]], threshold: float) -> list[bool]:
-    known: set[tuple[str, ...]] = set()
-    removed = []
-    for generation in generations:
-        here: set[tuple[str, ...]] = set()
-        stay: set[tuple[str, ...]] = set()
-        for line in (line for document in generation for line in document.split("\n")):
-            tokens = line.split()
-            grams = [tuple(tokens[k : k + 3]) for k in range(len(tokens) - 2)]
-            seen = sum(gram in known or gram in here for gram in grams)
-            removed.append(bool(grams) and seen / len(grams) > threshold)
-            here.update(grams)
-            if not removed[-1]:
-                stay.update(grams)
-        known |= stay
-    return removed
-
-
-@pytest.mark.parametrize("per_generation", [1, 17, 60])
-def test_generations_are_judged_alike_by_any_number_of_shards_and_workers(per_generation):
-    documents = lines(5, 60)
-    generations = [documents[k : k + per_generation] for k in range(0, 60, per_generation)]
-    expected = plain_generations(generations, 0.6)
-    assert 0 < sum(expected) < len(expected)
-    for n_parts in (1, 3):
-        first = bloom.Bloom(20_000, 1e-9, shard_bytes=20_000)
-        parts = [
-            bloom.Bloom(20_000, 1e-9, shard_bytes=20_000, shards=range(k, first.n_shards, n_parts))
-            for k in range(n_parts)
-        ]
-        removed: list[bool] = []
-        for generation in generations:
-            _, _, (grams, gram_starts) = grams_of(generation)
-            place, before = bloom.shard_of(grams, first.n_shards), np.zeros(len(grams), np.bool_)
-            for part in parts:
-                mine = np.isin(place, part.shards)
-                before[mine] = part.contains(grams[mine])
-            seen = repeats.judge_generation(grams, gram_starts, before, 0.6)
-            removed += seen.removed.tolist()
-            stay = repeats.grams_that_stay(grams, gram_starts, seen)
-            for part in reversed(parts):
-                part.add(stay[np.isin(bloom.shard_of(stay, first.n_shards), part.shards)][::-1])
-        assert removed == expected
-
-
-def test_ngrams_in_files_are_one_generation_of_all_units(tmp_path):
-    units = [lines(6, 25), [], lines(7, 20), ["a b c\na b c", ""]]
-    expected = plain_generations([[document for unit in units for document in unit]], 0.6)
-    per_unit = [grams_of(unit) for unit in units]
-    urls = [str(tmp_path / f"unit-{k}.arrow") for k in range(len(units))]
-    for url, (_, pieces, (grams, gram_starts)) in zip(urls, per_unit, strict=True):
-        repeats.write_hashes(url, grams[:, None], np.repeat(pieces.places(), np.diff(gram_starts)), 4)
-    ranges = [str(tmp_path / f"range-{k}.arrow") for k in range(4)]
-    for k, url in enumerate(ranges):
-        repeats.write_repeats(url, repeats.first_in_range(urls, k), len(units))
-    removed: list[bool] = []
-    for k, (_, pieces, (_, gram_starts)) in enumerate(per_unit):
-        counted = repeats.count_seen(
-            repeats.read_repeats(ranges, k), k, pieces.places(), np.diff(gram_starts)
-        )
-        removed += bloom.decide(counted.contained, counted.total, 0.6).removed.tolist()
-    assert removed == expected
-
-
 def test_a_stream_goes_on_from_a_saved_filter(tmp_path):
     documents = lines(8, 90)
     whole = bloom.Bloom(5_000, 1e-3, shard_bytes=1_000)
@@ -305,26 +238,10 @@ def test_what_bff_removes_is_told_and_one_line_six_times_over_goes_altogether():
     ]
     data, pieces, grams = grams_of(documents)
     seen = bloom.Bloom(1_000, 1e-9).judge(*grams, 0.8)
-    new_data, new_offsets, table = repeats.keep_new(data, pieces, seen, 0.8, first_row=100)
+    new_data, new_offsets, keep = repeats.keep_new(data, pieces, seen, 0.8)
     kept = [documents[0], "new words stand here\nhi", "", "five times it says this", "", "\n"]
     assert strings(new_data, new_offsets) == kept
-    rows = table.to_pylist()
-    assert rows[0] == {
-        **{
-            "row": 101,
-            "piece": 1,
-            "start": 21,
-            "end": 39,
-            "reason": "seen_paragraph",
-            "of_unit": -1,
-            "of_row": -1,
-        },
-        **{"of_piece": -1, "detail": "2 of 2 n-grams seen before"},
-    }
-    assert [(row["row"], row["reason"]) for row in rows[1:]] == [(102, "seen_document")] * 6 + [
-        (103, "seen_paragraph")
-    ] * 4
-    assert table.schema == repeats.REMOVED
+    assert (~keep).sum() == 1 + 6 + 4
     nothing = repeats.keep_new(*grams_of([])[:2], bloom.decide(*np.zeros((2, 0), np.int64), 0.8), 0.8)
     assert (len(nothing[0]), nothing[1].tolist(), len(nothing[2])) == (0, [0], 0)
 

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from moxin import artifact, recipes
 from moxin.artifact import Artifact
 from moxin.curate import annotate, edit, plan, reading, report, run, shards, sources, tally
-from moxin.recipe import CurateConfig, Recipe, SourceConfig
+from moxin.recipe import ClassifierConfig, CurateConfig, Recipe, SourceConfig
 from moxin.tinyworld import stage as tinyworld
 
 pytestmark = pytest.mark.slow
@@ -207,14 +208,15 @@ def test_settings_that_cannot_be_are_refused_before_any_work(recipe, world):
         ({"overrides": ("near.bands=0",)}, "near.bands = 0: must be at least 1"),
         ({"profile": "fineweb2"}, "no curation profile 'fineweb2'; the nearest is 'fineweb'"),
         ({"profile": "dclm-baseline"}, "ends with a quality classifier: set curate.classifier.model"),
-        ({"allowed": ("gsm8k",)}, "write benchmark/split"),
         ({"earlier": "/nowhere"}, "no finished artifact there"),
         ({"shard_bytes": 0}, "curate.shard_bytes = 0: must be at least 1"),
+        ({"bad_words": "/nowhere"}, "curate.bad_words has no effect"),
+        ({"bad_words": "/nowhere", "overrides": ("bad_words=on",)}, "/nowhere: no such file"),
+        ({"allowed": ("gsm8k/train",)}, "curate.allowed has no effect without curate.benchmarks"),
+        ({"classifier": ClassifierConfig(model="/nowhere")}, "curate.classifier has no effect"),
     ):
         with pytest.raises(ValueError, match=message):
-            artifact.make(
-                run.stage(replace(recipe, curate=replace(recipe.curate, **setting)), world), "/nowhere"
-            )
+            run.stage(replace(recipe, curate=replace(recipe.curate, **setting)), world)
     with pytest.raises(ValueError, match="no such folder"):
         run.stage(replace(recipe, sources=(SourceConfig("own", "folder", path="/nowhere/at/all"),)), world)
 
@@ -370,8 +372,6 @@ def test_a_classifier_keeps_the_share_that_is_asked_for(ray_session, pages, worl
             json.dumps({"text": " ".join(draw.choices(words.split(), k=30)) + f" {k}"}) for k in range(60)
         ]
         (tmp_path / side / "a.jsonl").write_text("\n".join(lines))
-    from moxin.recipe import ClassifierConfig
-
     recipe = recipe_for(
         pages,
         profile="near-only",
@@ -398,5 +398,69 @@ def test_a_sample_says_what_would_go_and_leaves_nothing(ray_session, pages, worl
     assert "memory: a range" in told
     assert "tokens asked for" in told
     assert "of the sample only" in told
+    [n] = re.findall(r"a sample of (\d+) documents", told)
+    assert 40 < int(n) < 90, "half of 132"
     with pytest.raises(ValueError, match="--sample 2: a share"):
         plan.estimate(recipe, world, 2)
+
+
+def test_evaluation_sets_are_removed_but_for_splits_that_are_allowed(ray_session, pages, world, tmp_path):
+    draw = random.Random(9)
+    questions = {split: [sentences(draw, 2) for _ in range(3)] for split in ("train", "test")}
+    folder = tmp_path / "sets" / "riddles"
+    folder.mkdir(parents=True)
+    for split, own in questions.items():
+        rows_ = [json.dumps({"question": question, "answer": "a lamp"}) for question in own]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows_))
+    texts = [
+        f"{sentences(draw, 2)} {question} {sentences(draw, 2)}"
+        for own in questions.values()
+        for question in own
+    ]
+    (pages / "leaks.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = {
+        "profile": "near-only",
+        "benchmarks": (str(tmp_path / "sets"),),
+        "allowed": ("riddles/train",),
+    }
+    made = artifact.make(run.stage(recipe_for(pages, **settings), world), str(tmp_path / "run"))
+    gone = {row["text"] for row in rows(made, "removed") if row["reason"] == "evaluation_question"}
+    assert gone == set(texts[3:])
+    kept = {row["text"] for row in rows(made, "documents")}
+    assert kept >= set(texts[:3])
+    told = load(made, "contamination.json")
+    assert any("riddles train: 3 of 3 items" in line and "allowed" in line for line in told["says"])
+    assert any("riddles test: 3 of 3 items" in line and "removed" in line for line in told["says"])
+    only_told = recipe_for(pages, **settings, decontamination="report")
+    made = artifact.make(run.stage(only_told, world), str(tmp_path / "run"))
+    assert {row["text"] for row in rows(made, "documents")} >= set(texts)
+
+
+def test_of_an_address_the_first_page_stays_and_removed_pages_have_their_signals(
+    ray_session, pages, world, tmp_path
+):
+    draw = random.Random(4)
+    urls = ["http://a.example/x", "https://b.example/", "HTTP://A.example:80/x#top", ""]
+    for path in pages.iterdir():
+        path.unlink()
+    texts = [sentences(draw, 6) for _ in urls]
+    lines = [json.dumps({"text": text, "url": url}) for text, url in zip(texts, urls, strict=True)]
+    (pages / "a.jsonl").write_text("\n".join([*lines, json.dumps({"text": "Too short."})]))
+    recipe = recipe_for(pages, overrides=("urls=on", "languages=off", "near=off"))
+    made = artifact.make(run.stage(recipe, world), str(tmp_path / "run"))
+    assert [row["text"] for row in rows(made, "documents")] == [texts[0], texts[1], texts[3]]
+    removed = {row["reason"]: row for row in rows(made, "removed")}
+    assert set(removed) == {"same_url", "too_short"}
+    assert removed["same_url"]["detail"] == "of a.jsonl:0"
+    assert removed["too_short"]["n_chars"] == 10
+
+
+def test_what_is_generated_is_not_held_to_rules_for_web_pages():
+    config = CurateConfig(profile="fineweb", overrides=("list_ratio=0.2",))
+    names = {
+        kind: run.work.profile_of(SourceConfig("own", kind), config).name
+        for kind in ("folder", "tree", "quiz")
+    }
+    assert names == {"folder": "fineweb", "tree": "the-stack", "quiz": "plain"}
+    own = SourceConfig("own", "quiz", overrides=("too_short=5",))
+    assert run.work.profile_of(own, config).name == "plain of own"

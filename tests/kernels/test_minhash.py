@@ -38,16 +38,6 @@ def test_ngrams_tell_order_and_length_apart():
     assert len({grams[0][0], grams[0][1], grams[2][0], grams[3][0], grams[5][1], grams[5][2]}) == 6
 
 
-def test_jaccard_is_that_of_python_sets():
-    draw = random.Random(1)
-    rows = [[draw.randrange(40) for _ in range(draw.randrange(60))] for _ in range(60)] + [[], []]
-    pairs = np.array([(i, j) for j in range(len(rows)) for i in range(j)])
-    got = minhash.jaccard(*minhash.unique_sets(*ragged(rows)), pairs)
-    for (i, j), value in zip(pairs, got, strict=True):
-        union = set(rows[i]) | set(rows[j])
-        assert value == (len(set(rows[i]) & set(rows[j])) / len(union) if union else 0)
-
-
 def test_lsh_finds_what_its_curve_promises():
     """1 - (1 - J^rows)^bands (Leskovec, Rajaraman, Ullman, §3.4) within four standard errors, for pairs of known J."""
     draw, n, bands, rows = np.random.default_rng(3), 600, 16, 8
@@ -64,33 +54,24 @@ def test_lsh_finds_what_its_curve_promises():
         assert abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / n) + 0.01
 
 
-def test_bucket_pairs_are_all_pairs_of_a_bucket_up_to_the_window():
-    keys = np.random.default_rng(5).integers(0, 30, 300).astype(np.uint64)
-    order = np.argsort(keys, kind="stable")
-    everyone = {(i, j) for j in range(300) for i in range(j) if keys[i] == keys[j]}
-    assert {tuple(pair) for pair in minhash.bucket_pairs(keys, order, 300).tolist()} == everyone
-    few = minhash.bucket_pairs(keys, order, 2).tolist()
-    assert len({tuple(pair) for pair in few}) == len(few) <= 3 * 300
-    assert {tuple(pair) for pair in few} < everyone
-    joined = minhash.connected_components(300, np.array(few))
-    assert all(joined[i] == joined[j] for i, j in everyone)
+def components(n: int, pairs: np.ndarray, pieces: int = 1) -> np.ndarray:
+    parent = np.arange(n)
+    for piece in np.array_split(pairs, pieces):
+        minhash.unite(parent, piece)
+    minhash.flatten(parent)
+    return parent
 
 
 def test_union_find_agrees_with_scipy_and_names_the_smallest():
     draw = np.random.default_rng(6)
     for n, n_pairs in ((1, 0), (50, 30), (2000, 1500), (2000, 6000)):
         pairs = draw.integers(0, n, (n_pairs, 2))
-        roots = minhash.connected_components(n, pairs)
+        roots = components(n, pairs)
         graph = coo_array((np.ones(n_pairs), (pairs[:, 0], pairs[:, 1])), (n, n))
         _, labels = connected_components(graph, directed=False)
         smallest = {label: node for node, label in reversed(list(enumerate(labels)))}
         assert roots.tolist() == [smallest[label] for label in labels]
-        assert (minhash.connected_components(n, draw.permutation(pairs)) == roots).all()
-
-
-def test_a_chain_keeps_what_is_not_like_a_kept_document():
-    chain = np.array([(0, 1), (1, 2), (2, 3), (1, 4)])  # 0 ~ 1 ~ 2 ~ 3 and 1 ~ 4
-    assert minhash.representatives(6, chain).tolist() == [0, 0, 2, 2, 4, 5]
+        assert (components(n, draw.permutation(pairs), 7) == roots).all()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 2 / 3, 0.9, 1.0])
@@ -100,7 +81,9 @@ def test_jaccard_from_a_threshold_on_gives_up_nothing_that_reaches_it(threshold)
     left = minhash.unique_sets(*ragged(rows))
     right = minhash.unique_sets(*ragged(rows[::-1]))
     pairs = np.array(list(itertools.product(range(60), repeat=2)))
-    expected = minhash.jaccard(*left, np.stack([pairs[:, 0], 59 - pairs[:, 1]], axis=1))
+    expected = np.array(
+        [len(set(rows[a]) & set(rows[59 - b])) / len(set(rows[a]) | set(rows[59 - b])) for a, b in pairs]
+    )
     got = minhash.jaccard_from(*left, *right, pairs, threshold)
     assert got.tolist() == np.where(expected >= threshold, expected, -1).tolist()
 
@@ -144,15 +127,6 @@ def test_keys_of_subsets_are_equal_for_equal_keys_of_all_their_bands():
     assert values[0] == values[2]
     assert values[1] == values[4]
     assert len(set(values.tolist())) == 3
-
-
-def test_union_find_in_pieces_is_union_find():
-    pairs = np.random.default_rng(9).integers(0, 500, (400, 2))
-    parent = np.arange(500)
-    for piece in np.array_split(pairs, 7):
-        minhash.unite(parent, piece)
-    minhash.flatten(parent)
-    assert parent.tolist() == minhash.connected_components(500, pairs).tolist()
 
 
 def settled(

@@ -2,45 +2,17 @@
 
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from outline import Outline
 
 from moxin import recipes
 from moxin.report import run
 
-VOID = {"meta", "br", "img", "link", "input", "hr", "source"}
 HOSTILE = "</p></svg></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'><a href=javascript:x>&amp;{{ 7*7 }}"
-
-
-class Outline(HTMLParser):
-    """Every start tag with its attributes, all text, and tags that do not close in order."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.wrong: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.wrong.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
 
 
 def written(fake: Any, upto: str = "release", answers: bool = True) -> str:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from moxin.curate import contamination
-from moxin.curate.annotate import Counts, Judge, annotate
 from moxin.curate.documents import SCHEMA
+from moxin.curate.judge import Counts, Judge, annotate
 from moxin.curate.work import Work, profile_of
 from moxin.recipe import BlocklistConfig, CurateConfig, SourceConfig
 
@@ -64,9 +64,7 @@ def table_of(
         }
         for i, text in enumerate(texts)
     ]
-    table = annotate(
-        pa.Table.from_pylist(rows, SCHEMA), judge, counts or Counts(judge.profile, examples=True)
-    )
+    table = annotate(pa.Table.from_pylist(rows, SCHEMA), judge, counts or Counts(examples=True))
     assert table["id"].to_pylist() == [row["id"] for row in rows]
     return table
 
@@ -119,18 +117,18 @@ def test_code_has_rules_of_its_own():
         {**dict.fromkeys(SCHEMA.names, ""), "license": "MIT", "text": text, "id": f"{k}/{name}"}
         for k, (text, name) in enumerate(zip(texts, names, strict=True))
     ]
-    table = annotate(pa.Table.from_pylist(rows, SCHEMA), judge, Counts(judge.profile, examples=False))
+    table = annotate(pa.Table.from_pylist(rows, SCHEMA), judge, Counts(examples=False))
     assert table["reason"].to_pylist() == ["", "generated", "long_line", "empty"]
     assert table["lang"].to_pylist() == ["python"] * 4
     rows[0]["license"] = "GPL-3.0-only"
-    assert annotate(pa.Table.from_pylist(rows[:1], SCHEMA), judge, Counts(judge.profile, False))[
+    assert annotate(pa.Table.from_pylist(rows[:1], SCHEMA), judge, Counts(examples=False))[
         "reason"
     ].to_pylist() == ["license"]
 
 
 def test_addresses_and_keys_are_replaced_or_cost_the_document():
     mail = f"{GOOD[0]} Write to mira@goldton.com today."
-    counts = Counts(judge_of().profile, examples=False)
+    counts = Counts(examples=False)
     table = table_of([mail, GOOD[1]], judge_of(), counts)
     assert table["text"].to_pylist() == [mail.replace("mira@goldton.com", "<EMAIL>"), GOOD[1]]
     assert counts.scrubbed == {"email": 1}
@@ -179,10 +177,10 @@ def test_documents_with_an_evaluation_question_are_found(tmp_path: Path):
         f"{filler}Why so? Nobody knew. {filler}",
     ]
     expected = ["evaluation_question"] * 4 + [""] * 3
-    counts = Counts(judge_of().profile, examples=False)
+    counts = Counts(examples=False)
     assert table_of(leaks + clean, judge_of(questions=url), counts)["reason"].to_pylist() == expected
     assert counts.found.n_documents[("world", "test")] == 4
-    reported = Counts(judge_of().profile, examples=False)
+    reported = Counts(examples=False)
     table = table_of(leaks + clean, judge_of(questions=url, decontamination="report"), reported)
     assert table["reason"].to_pylist() == [""] * 7
     assert reported.found.to_json() == counts.found.to_json()
@@ -190,7 +188,7 @@ def test_documents_with_an_evaluation_question_are_found(tmp_path: Path):
 
 def test_what_is_counted_is_what_happened():
     judge = judge_of()
-    counts = Counts(judge.profile, examples=True)
+    counts = Counts(examples=True)
     table = table_of([*GOOD, *BAD], judge, counts)
     reasons = [reason for reason in table["reason"].to_pylist() if reason]
     assert sum(counts.removed.values()) == len(reasons) == len(BAD)
