@@ -85,7 +85,8 @@ def rows(recipe: Recipe) -> list[tuple[str, str, str]]:
             formula = f"context {phase.context} does not divide max_seq_len {model.max_seq_len}: the end of each such piece"
             derived.append((f"{phase.name}: never read", share, formula))
         first += steps
-    accumulation = max(1, pretrain.global_batch // scaling.n_workers // pretrain.micro_batch)
+    micro_batch = pretrain.phases[0].context if pretrain.micro_batch == "auto" else pretrain.micro_batch
+    accumulation = max(1, pretrain.global_batch // scaling.n_workers // micro_batch)
     zero = int(scaling.zero_stage)
     state = training_bytes(count["total"], scaling.n_workers, zero, scaling.precision)
     flops = 6 * count["total"] * tokens

@@ -44,8 +44,8 @@ def annotate_unit(work: Work, number: int) -> dict[str, Any]:
     ):
         first = 0
         for batch in read(unit, work.sources[unit.source], quarantine):
-            if work.sample < 1:
-                batch = batch.filter(pa.array(_sampled(batch["id"], work.sample)))
+            if (share := work.samples[unit.source] if work.samples else 1.0) < 1:
+                batch = batch.filter(pa.array(_sampled(batch["id"], share)))
             annotated = annotate(batch, judge, counts)
             writer.write_table(annotated)
             alive = pc.equal(annotated["reason"], "")

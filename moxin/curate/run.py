@@ -195,9 +195,9 @@ def prepare(recipe: Recipe, world: Artifact, scratch: str, index: str, sample: f
     curate = recipe.curate
     profiles = tuple(work.profile_of(source, curate) for source in recipe.sources)
     warn_of_missing_lists(curate, profiles)
-    units, of_documents = _units(recipe, world, scratch), 1.0
+    units, of_documents = _units(recipe, world, scratch), (1.0,) * len(profiles)
     if sample < 1:
-        units, of_documents = _sampled(units, sample)
+        units, of_documents = _sampled(units, len(profiles), sample)
     items = [
         contamination.Item("tinyworld", "test", str(row["id"]), row["question"], row["text"])
         for row in storage.read_jsonl(world.file("questions.jsonl"))
@@ -235,21 +235,22 @@ def _units(recipe: Recipe, world: Artifact, scratch: str) -> tuple[Unit, ...]:
     return tuple(Unit.from_json(value) for value in storage.read_json(url))
 
 
-def _sampled(units: tuple[Unit, ...], share: float) -> tuple[tuple[Unit, ...], float]:
-    """Units with at least `share` of each source's bytes, drawn by a hash, and the share of their documents that makes it
-    `share` of all."""
-    chosen, size = set[Unit](), 0
-    for source in sorted({unit.source for unit in units}):
+def _sampled(
+    units: tuple[Unit, ...], n_sources: int, share: float
+) -> tuple[tuple[Unit, ...], tuple[float, ...]]:
+    """Units with at least `share` of each source's bytes, drawn by a hash, and by source the share of their documents that
+    makes it `share` of the source."""
+    chosen, of_documents = set[Unit](), []
+    for source in range(n_sources):
         own = [unit for unit in units if unit.source == source]
-        wanted, total = share * sum(unit.size for unit in own), 0
+        everything, size = sum(unit.size for unit in own), 0
         for unit in sorted(own, key=lambda unit: stable_hash(unit.items[0].id + str(unit.items[0].first))):
             chosen.add(unit)
-            total += unit.size
-            if total >= wanted:
+            size += unit.size
+            if size >= share * everything:
                 break
-        size += total
-    everything = sum(unit.size for unit in units)
-    return tuple(unit for unit in units if unit in chosen), min(share * everything / max(size, 1), 1.0)
+        of_documents.append(min(share * everything / max(size, 1), 1.0))
+    return tuple(unit for unit in units if unit in chosen), tuple(of_documents)
 
 
 def _split_name(name: str) -> tuple[str, str]:

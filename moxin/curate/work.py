@@ -73,8 +73,8 @@ class Work:
     """Ranges of hashes of the exact deduplication."""
     examples: frozenset[int] = frozenset()
     """Units from which the report takes examples."""
-    sample: float = 1.0
-    """Share of the documents that is looked at, drawn by the hash of their ids."""
+    samples: tuple[float, ...] = ()
+    """By source the share of the documents that is looked at, drawn by the hash of their ids; empty: all."""
     earlier: tuple[Earlier, ...] = ()
     questions: str = ""
     """Where the index of evaluation items is."""
