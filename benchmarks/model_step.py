@@ -57,7 +57,7 @@ class Case:
     config: ModelConfig
     rows: int
     context: int
-    recompute: bool = False
+    recompute: str = "none"
 
     @property
     def flops_per_token(self) -> int:
@@ -107,7 +107,7 @@ def gpu_cases() -> list[Case]:
     return [
         Case("1.3b", large, 8, 2048),
         Case("1.3b as MPT", mpt(large), 8, 2048),
-        Case("Moxin-7B, recomputing", moxin, 2, 2048, recompute=True),
+        Case("Moxin-7B, recomputing", moxin, 2, 2048, recompute="full"),
     ]
 
 

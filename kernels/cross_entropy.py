@@ -73,17 +73,17 @@ def linear_cross_entropy_sum(
     chunk_bytes: int | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`(sum of nll + z_loss * lse², sum of nll)` over the tokens that are not ignored: two float32 numbers (or float64).
+    """The sum of `nll + z_loss * lse²` over the tokens that are not ignored, and every token's `nll`; float32 (or float64).
 
     The first is the loss, a sum, so that micro-batches add up to the batch: divide by the count of the whole batch. Its
     gradient is computed on the way forward, in three matrix products instead of four, and kept for one backward pass
-    (`RuntimeError` in a second one); with `torch.no_grad` none is computed. The second number is for reporting and has no
+    (`RuntimeError` in a second one); with `torch.no_grad` none is computed. The second, [N], is for reporting and has no
     gradient. Otherwise as `linear_cross_entropy`.
     """
     chosen = _checked(x_ND, weight_VD, targets_N, backend)
     if chosen == "reference":
         nll_N, lse_N = linear_cross_entropy_reference(x_ND, weight_VD, targets_N)
-        return (nll_N + z_loss * lse_N.square()).sum(), nll_N.detach().sum()
+        return (nll_N + z_loss * lse_N.square()).sum(), nll_N.detach()
     # Asked here: inside a Function gradients are always off.
     differentiate = torch.is_grad_enabled()
     return _Sum.apply(x_ND, weight_VD, targets_N, z_loss, chunk_bytes, chosen, differentiate)
@@ -355,9 +355,9 @@ class _Sum(torch.autograd.Function):
         ctx.gradients = sums.x_ND, sums.weight()
         ctx.weight_dtype = weight_VD.dtype
         nll = nll_N.sum()
-        loss = nll + z_loss * lse_N.square().sum() if z_loss else nll.clone()
-        ctx.mark_non_differentiable(nll)
-        return loss, nll
+        loss = nll + z_loss * lse_N.square().sum() if z_loss else nll
+        ctx.mark_non_differentiable(nll_N)
+        return loss, nll_N
 
     @staticmethod
     @once_differentiable

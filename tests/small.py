@@ -32,7 +32,7 @@ def small_decoder(vocab_size: int, max_seq_len: int, spread: float) -> Decoder:
     return decoder.eval()
 
 
-def noisy(config: ModelConfig, seed: int = 0, spread: float = 4.0, recompute: bool = False) -> Decoder:
+def noisy(config: ModelConfig, seed: int = 0, spread: float = 4.0, recompute: str = "none") -> Decoder:
     """Matrices `spread` times Mistral's initialisation, or as large as MPT's are already; norms not 1."""
     model = Decoder(config, seed, recompute)
     noise = torch.Generator().manual_seed(seed)

@@ -23,10 +23,11 @@ def mean_logps(module: nn.Module, micro: Mapping[str, Tensor]) -> Tensor:
 
 
 def dpo(module: nn.Module, micro: Mapping[str, Tensor], beta: float) -> tuple[Tensor, Tensor]:
-    """Sum of the loss over the P pairs of a micro-batch (`data.stack_pairs` with `reference` float32[2P]), and P."""
+    """The loss summed over the P pairs of a micro-batch (`data.stack_pairs` with `reference` float32[2P]); again, and P."""
     rewards = beta * (mean_logps(module, micro) - micro["reference"])
     chosen, rejected = rewards.chunk(2)
-    return -F.logsigmoid(chosen - rejected).sum(), torch.tensor(len(chosen), device=rewards.device)
+    loss = -F.logsigmoid(chosen - rejected).sum()
+    return loss, torch.stack([loss.detach().double(), loss.new_full((), len(chosen), dtype=torch.float64)])
 
 
 def count_pairs(micro: Mapping[str, np.ndarray]) -> int:

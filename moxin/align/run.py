@@ -18,7 +18,7 @@ from moxin.artifact import Artifact, Builder, Stage
 from moxin.model import checkpoint
 from moxin.recipe import DPOConfig, Recipe, SFTConfig
 from moxin.tokens.tokenizer import Tokenizer
-from moxin.train.job import FitJob, Objective, Schedule
+from moxin.train.job import FitJob, Keeping, Objective, OptimizerSettings, Schedule
 from moxin.train.objective import next_token
 from moxin.train.run import fit
 
@@ -153,10 +153,12 @@ def _job(
         objective=objective,
         peak_lr=config.learning_rate,
         schedule=Schedule(total_steps=n_steps, warmup_steps=math.ceil(config.warmup_ratio * n_steps)),
-        betas=(recipe.pretrain.beta1, recipe.pretrain.beta2),
-        weight_decay=config.weight_decay,
-        grad_clip=config.grad_clip,
-        checkpoint_every=config.checkpoint_every,
+        optimizer=OptimizerSettings(
+            betas=(recipe.pretrain.beta1, recipe.pretrain.beta2),
+            weight_decay=config.weight_decay,
+            grad_clip=config.grad_clip,
+        ),
+        keeping=Keeping(config.checkpoint_every),
         seed=config.seed,
         scaling=recipe.scaling,
     )

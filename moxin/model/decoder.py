@@ -26,6 +26,7 @@ from kernels.rope import Rotation, rope_, rotation
 from kernels.swiglu import gelu, swiglu
 from moxin.recipe import ModelConfig
 
+Recompute = Literal["none", "selective", "full"]
 RESIDUAL = ("attention.out.weight", "mlp.down.weight")
 """What a block adds to the residual stream comes out of these two."""
 
@@ -69,7 +70,8 @@ class Head(nn.Module):
             return F.linear(x_BTE, weight_VE)
         x_NE, targets_N = x_BTE.flatten(0, 1), targets_BT.flatten()
         if reduction == "sum":
-            return linear_cross_entropy_sum(x_NE, weight_VE, targets_N, z_loss)
+            loss, nll_N = linear_cross_entropy_sum(x_NE, weight_VE, targets_N, z_loss)
+            return loss, nll_N.view_as(targets_BT)
         return linear_cross_entropy(x_NE, weight_VE, targets_N).view_as(targets_BT)
 
 
@@ -148,9 +150,12 @@ class Block(nn.Module):
         by: Rotation | None,
         slopes_H: Tensor | None,
         cache: Cache | None,
+        recompute_mlp: bool = False,
     ) -> tuple[Tensor, Tensor]:
         h_BTE, x_BTE = self.attention_norm(x_BTE, delta_BTE)
         h_BTE, x_BTE = self.mlp_norm(x_BTE, self.attention(h_BTE, mask, by, slopes_H, cache))
+        if recompute_mlp:
+            return x_BTE, checkpoint(self.mlp, h_BTE, use_reentrant=False)
         return x_BTE, self.mlp(h_BTE)
 
 
@@ -174,11 +179,12 @@ class Embedding(nn.Module):
 class Decoder(nn.Module):
     """A causal language model, initialised with `seed`; with None, or on the meta device, its weights hold nothing yet.
 
-    `recompute` keeps no activations inside a block and computes them again on the way back: about a third more arithmetic
-    for memory of two tensors [B, T, E] a block.
+    `recompute="full"` keeps no activations inside a block and computes them again on the way back: about a third more
+    arithmetic for memory of two tensors [B, T, E] a block. `"selective"` does so for the feed-forward half alone, whose
+    activations are the largest.
     """
 
-    def __init__(self, config: ModelConfig, seed: int | None = 0, recompute: bool = False) -> None:
+    def __init__(self, config: ModelConfig, seed: int | None = 0, recompute: Recompute = "none") -> None:
         super().__init__()
         config.validate()
         self.config, self.recompute = config, recompute
@@ -207,8 +213,8 @@ class Decoder(nn.Module):
 
         `tokens_BT` and `targets_BT` are int64. `segments_BT` numbers the documents packed into a row: attention never
         crosses from one to another, and positions start again at 0. With a `cache` the row goes on where the cache ends:
-        `positions_BT` says where that is, -1 marks padding. `reduction="sum"` gives two scalars and is a quarter cheaper at
-        the output projection: the loss with `z_loss` times log²(Z) added, to differentiate, and without, to report.
+        `positions_BT` says where that is, -1 marks padding. `reduction="sum"` is a quarter cheaper at the output projection:
+        it gives the sum of the losses with `z_loss` times log²(Z) added, to differentiate, and each without, to report.
 
         Raises `ValueError` for a cache together with segments, ids outside the vocabulary (on a CPU), or a position beyond
         the table of learned ones.
@@ -254,11 +260,12 @@ class Decoder(nn.Module):
             x_BTE = x_BTE + self.position(positions_BT.clamp(min=0), x_BTE.dtype, "max_seq_len")
         delta_BTE = None
         for block, window in zip(self.blocks, config.windows, strict=True):
+            recompute = self.recompute if torch.is_grad_enabled() else "none"
             arguments = (x_BTE, delta_BTE, masks[window], by, slopes_H, cache)
-            if self.recompute and torch.is_grad_enabled():
+            if recompute == "full":
                 x_BTE, delta_BTE = checkpoint(block, *arguments, use_reentrant=False)
             else:
-                x_BTE, delta_BTE = block(*arguments)
+                x_BTE, delta_BTE = block(*arguments, recompute == "selective")
         return self.norm(x_BTE, delta_BTE)[0]
 
     @torch.no_grad()

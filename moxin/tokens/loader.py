@@ -45,6 +45,8 @@ class Batch:
     """int64"""
     segments_BT: np.ndarray
     """int32"""
+    sources_B: np.ndarray
+    """int64: the number, in `PhaseData.names`, of the key of the mix that a row is from."""
 
     @property
     def cu_seqlens(self) -> np.ndarray:
@@ -99,6 +101,11 @@ class PhaseData:
         # A packed source is read by rows, any other by positions.
         self._scale = 1 if packed else curriculum.grain
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Keys of the mix, as rows are told apart."""
+        return tuple(self._order.names)
+
     def batch(self, first: int, n: int) -> Batch:
         """Samples `first` to `first + n`."""
         starts, sources, _ = self._locate(first, n)
@@ -110,7 +117,7 @@ class PhaseData:
             self._streams[source].will_need(start, self.context)
         for row, (source, start) in enumerate(places):
             self._streams[source].read(start, tokens[row], targets[row], segments[row])
-        return Batch(tokens, targets, segments)
+        return Batch(tokens, targets, segments, sources.astype(np.int64))
 
     def sample(self, i: int) -> Sample:
         """Where sample `i` is from."""

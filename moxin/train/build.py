@@ -7,7 +7,19 @@ from moxin.train.job import FitJob
 
 
 def build(job: FitJob) -> Decoder:
-    """The decoder with the weights of `job.initial`, or fresh ones. Raises `ValueError` where that is another model."""
+    """The decoder with the weights of `job.initial`, or fresh ones, recomputing and compiled as `job.scaling` says.
+
+    Raises `ValueError` where `job.initial` is another model.
+    """
+    module = _initial(job)
+    module.recompute = job.scaling.recompute
+    if job.scaling.compile:
+        for block in module.blocks:
+            block.compile()
+    return module
+
+
+def _initial(job: FitJob) -> Decoder:
     if not job.initial:
         return Decoder(job.model, job.seed)
     module = checkpoint.load(job.initial)

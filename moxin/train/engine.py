@@ -1,7 +1,6 @@
 """What the loop needs from whatever holds the model and its optimizer."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -10,38 +9,48 @@ from torch import Tensor
 
 from kernels.precision import matmul_dtype
 from moxin.train.job import Objective
+from moxin.train.shards import Flat
 
 
 class Engine(Protocol):
-    """A model under training on `world` workers, of which this is number `rank`. All methods are collective."""
+    """A model under training on `world` workers, of which this is number `rank`. All methods but `flats` are collective.
+
+    What they return lies on the device; nothing waits for it but who reads it.
+    """
 
     rank: int
     world: int
+    device: torch.device
 
     def micro_step(
-        self, objective: Objective, micro: Mapping[str, np.ndarray], scale: float, last: bool
+        self, objective: Objective, micro: Mapping[str, np.ndarray], scale: Tensor, last: bool
     ) -> Tensor:
-        """Adds the gradient of `scale` x the sum of the loss, summed over the workers.
+        """Adds the gradient of `scale` x the objective's first value, summed over the workers.
 
-        Returns what the objective did: this worker's sum and count, float64[2]. `last` marks the step's last micro-batch,
-        after which gradients are complete on all workers.
+        Returns the objective's sums of this worker, float64. `last` marks the step's last micro-batch, after which gradients
+        are complete on all workers.
         """
         ...
 
-    def step(self, lr: float) -> float:
-        """Clips, updates the weights, clears the gradients. Returns the gradient's norm before clipping."""
+    def step(self, lr: float, bad: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips, updates the weights, clears the gradients; changes nothing where `bad`, bool[], or the gradient is not
+        finite. Returns the gradient's norm before clipping, and whether nothing was changed."""
         ...
 
-    def sum(self, values: Tensor) -> list[float]:
-        """The sums of some numbers over all workers."""
+    def measure(self, objective: Objective, micro: Mapping[str, np.ndarray]) -> Tensor:
+        """The objective's sums of a micro-batch, without a gradient; of this worker alone."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Writes this worker's part of weights and optimizer state; the workers' files have different names."""
+    def sum(self, values: Tensor) -> Tensor:
+        """The sums of some numbers over all workers, float64."""
         ...
 
-    def load(self, folder: Path) -> None:
-        """Takes over what `save` of all workers left in one folder."""
+    def flats(self) -> list[Flat]:
+        """This worker's part of weights and optimizer state, as it is in use: to copy it, or to fill it and `reload`."""
+        ...
+
+    def reload(self, updates: int) -> None:
+        """Takes over what was filled into `flats`; the optimizer has made that many updates."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
@@ -56,8 +65,3 @@ def to_tensors(micro: Mapping[str, np.ndarray], device: torch.device) -> dict[st
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether autocast to bfloat16 is any use: a CPU that only emulates its products trains at an eighth of the speed."""
     return matmul_dtype(torch.bfloat16, device) == torch.bfloat16
-
-
-def sum_and_count(total: Tensor, count: Tensor) -> Tensor:
-    """What an objective returned, detached, as float64[2]."""
-    return torch.stack([total.detach().double(), count.detach().double()])

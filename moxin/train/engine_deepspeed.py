@@ -4,35 +4,25 @@ RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
 DeepSpeed is imported when an engine is made, never with this module: that takes 5 s and fails on a head node without a GPU.
 """
 
-import argparse
-import contextlib
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
-from moxin.train.engine import multiplies_bf16, sum_and_count, to_tensors
+from moxin.train import muon, optimizer
+from moxin.train.engine import multiplies_bf16, to_tensors
 from moxin.train.job import FitJob, Objective
-from moxin.train.optimizer import adamw
-
-TAG = "deepspeed"
-"""Folder, within a checkpoint, that DeepSpeed writes into."""
+from moxin.train.shards import WEIGHT, Flat, Piece
 
 
 class DeepSpeedEngine:
-    """bf16 is bf16 weights and gradients over float32 master weights; at stage 0 it is autocast as in `TorchEngine`.
+    """bf16 is bf16 weights and gradients over float32 master weights; at stage 0 it is autocast as in `TorchEngine`."""
 
-    `universal` reads checkpoints of another number of workers: DeepSpeed refuses those, so they are converted first.
-    """
-
-    def __init__(self, module: nn.Module, job: FitJob, universal: bool = False) -> None:
+    def __init__(self, module: nn.Module, job: FitJob) -> None:
         if not job.scaling.use_gpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
@@ -42,130 +32,177 @@ class DeepSpeedEngine:
         # training reduces through gloo or NCCL.
         deepspeed.ops.__compatible_ops__ = {}
         self.stage = int(job.scaling.zero_stage)
-        self.universal = universal and self.stage > 0  # the files of stage 0 do not depend on the workers
-        self.betas, self.grad_clip = job.betas, job.grad_clip
-        self.basic = adamw(module, job.betas, job.weight_decay)
+        self.grad_clip = job.optimizer.grad_clip
+        self.basic = optimizer.build(module, job.optimizer)
+        self.basic.register_step_pre_hook(self._tell)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=self.basic, config=self._config(module, job)
         )
-        self.decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
         self.device = torch.device(self.engine.device)
+        self.parameters = dict(self.engine.module.named_parameters())
+        self._bad = torch.zeros((), dtype=torch.bool, device=self.device)
+        self._skipped: Tensor | None = None
+        if isinstance(self.basic, optimizer.MuonWithAdamW):
+            self._arrange_muon(self.basic)
         self.engine.train()
 
     def _config(self, module: nn.Module, job: FitJob) -> dict[str, Any]:
+        scaling = job.scaling
         n_parameters = sum(p.numel() for p in module.parameters())
         # bf16 at stage 0 is another optimizer of DeepSpeed's, whose losses leave the others' by 0.09 within eight steps.
-        bf16 = job.scaling.precision == "bf16"
-        autocast = bf16 and multiplies_bf16(torch.device("cuda" if job.scaling.use_gpu else "cpu"))
+        bf16 = scaling.precision == "bf16"
+        autocast = bf16 and multiplies_bf16(torch.device("cuda" if scaling.use_gpu else "cpu"))
         precision = (
             {"bf16": {"enabled": bf16}}
             if self.stage
             else {"torch_autocast": {"enabled": autocast, "dtype": "bfloat16"}}
         )
+        zero: dict[str, Any] = {
+            "stage": self.stage,
+            # Buffers of this many elements are allocated; the default of 5e8 is 2 GB, whatever the model.
+            "reduce_bucket_size": min(n_parameters, 500_000_000),
+            "allgather_bucket_size": min(n_parameters, 500_000_000),
+        }
+        for name, key in (
+            ("offload_optimizer", "offload_optimizer"),
+            ("offload_parameters", "offload_param"),
+        ):
+            device = getattr(scaling, name)
+            if device != "none":
+                zero[key] = {"device": device, "pin_memory": scaling.use_gpu}
+                if device == "nvme":
+                    zero[key]["nvme_path"] = scaling.offload_path
         return {
             # The loop cuts batches and says where a step ends; DeepSpeed only has to be told something consistent.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": job.grad_clip
-            if self.stage
-            else 0.0,  # the plain optimizer of stage 0: see `step`
+            "gradient_clipping": 0.0,  # done by the optimizers: see `moxin.train.optimizer.tell`
             **precision,
-            "zero_optimization": {
-                "stage": self.stage,
-                # Buffers of this many elements are allocated; the default of 5e8 is 2 GB, whatever the model.
-                "reduce_bucket_size": min(n_parameters, 500_000_000),
-                "allgather_bucket_size": min(n_parameters, 500_000_000),
-            },
-            "checkpoint": {"load_universal": self.universal},
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            # An offloaded AdamW is torch's fused one: DeepSpeed's compiles C++ when it is first used.
+            "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": None,
         }
 
     def micro_step(
-        self, objective: Objective, micro: Mapping[str, np.ndarray], scale: float, last: bool
+        self, objective: Objective, micro: Mapping[str, np.ndarray], scale: Tensor, last: bool
     ) -> Tensor:
         self.engine.set_gradient_accumulation_boundary(last)
-        total, count = objective(self.engine, to_tensors(micro, self.device))
+        total, sums = objective(self.engine, to_tensors(micro, self.device))
         # DeepSpeed averages over the workers, and the loop wants the sum.
-        self.engine.backward(total * (scale * self.world), scale_wrt_gas=False)
-        return sum_and_count(total, count)
+        self.engine.backward(total * (scale * self.world).to(total.dtype), scale_wrt_gas=False)
+        return sums.detach().double()
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, bad: Tensor) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self._bad, self._skipped = bad, None
         if not self.stage:
-            norm = nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.grad_clip or float("inf"))
-            self.engine.step()
-            return float(norm)
+            self._norm = nn.utils.get_total_norm(
+                [p.grad for p in self.parameters.values() if p.grad is not None]
+            )
         self.engine.step()
-        return float(self.engine.get_global_grad_norm())
+        if self._skipped is None:  # DeepSpeed itself has seen that the gradient is not finite
+            return torch.tensor(torch.inf, device=self.device), torch.ones_like(bad)
+        return self._norm, self._skipped
 
-    def sum(self, values: Tensor) -> list[float]:
+    def _tell(self, basic: torch.optim.Optimizer, *_: Any) -> None:
+        """Before every call of the basic optimizer's `step`, of which ZeRO makes several in one of its own."""
+        if self._skipped is not None:
+            return
+        if self.stage:
+            norm = self.optimizer._global_grad_norm
+            self._norm = torch.as_tensor(norm, dtype=torch.float32, device=self.device)
+        self._skipped = optimizer.tell(basic, self._norm, self._bad, self.grad_clip)
+
+    @torch.no_grad()
+    def measure(self, objective: Objective, micro: Mapping[str, np.ndarray]) -> Tensor:
+        self.engine.eval()
+        sums = objective(self.engine, to_tensors(micro, self.device))[1].detach().double()
+        self.engine.train()
+        return sums
+
+    def sum(self, values: Tensor) -> Tensor:
         totals = values.to(self.device, torch.float64, copy=True)
         distributed.all_reduce(totals)
-        return [float(total) for total in totals]
+        return totals
 
-    def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+    def flats(self) -> list[Flat]:
+        if not self.stage:
+            flats = optimizer.flats_of(self.basic, self.parameters)
+            for number, flat in enumerate(flats):  # all have all: each writes its share
+                flat.counted = number % self.world == self.rank
+            return flats
+        return self._partitions_of_weights() if self.stage == 3 else self._partitions_of_groups()
 
-    def load(self, folder: Path) -> None:
-        with self._universal_of(folder) if self.universal else contextlib.nullcontext(folder) as readable:
-            path, _ = self.engine.load_checkpoint(str(readable), tag=TAG)
-        if path is None:
-            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint there")
-        # Read from a universal checkpoint, all sub-groups of ZeRO-3 share one step tensor, which each of them would advance.
-        for state in self.basic.state.values():
-            state["step"] = state["step"].clone()
-        # A checkpoint brings the settings of the job that wrote it along; those of this job hold.
-        for group, decay in zip(self.optimizer.param_groups, self.decays, strict=True):
-            group["betas"], group["weight_decay"] = self.betas, decay
-        if self.stage:
-            self.optimizer.clip_grad = self.grad_clip
+    def _partitions_of_groups(self) -> list[Flat]:
+        """ZeRO 1 and 2: of every group of parameters, laid end to end, one part."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        flats = []
+        for number, weights in enumerate(self.optimizer.single_partition_of_fp32_groups):
+            pieces = []
+            for parameter in self.optimizer.bit16_groups[number]:
+                if (mapping := parameter._hp_mapping) is not None:
+                    here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+                    pieces.append(Piece(names[id(parameter)], there.start, here.start, here.numel))
+            flats.append(self._flat(weights, self.optimizer.param_groups[number], pieces))
+        return flats
 
-    @contextlib.contextmanager
-    def _universal_of(self, folder: Path) -> Iterator[Path]:
-        """The checkpoint in DeepSpeed's universal form, made once on every node in a temporary folder."""
-        first_on_node = int(os.environ["LOCAL_RANK"]) == 0
-        name = [tempfile.mkdtemp(prefix="moxin-universal-") if self.rank == 0 else ""]
-        distributed.broadcast_object_list(name, src=0)
-        converted = Path(name[0])
-        if first_on_node:
-            converted.mkdir(exist_ok=True)
-            to_universal(folder / TAG, converted / TAG)
-        distributed.barrier()
-        yield converted
-        distributed.barrier()
-        if first_on_node:
-            shutil.rmtree(converted)
+    def _partitions_of_weights(self) -> list[Flat]:
+        """ZeRO 3: of every parameter one part, many of them laid end to end."""
+        self.optimizer._partition_all_parameters()
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        flats = []
+        for number, weights in enumerate(self.optimizer.fp32_partitioned_groups_flat):
+            pieces, offset = [], 0
+            for parameter in self.optimizer.fp16_groups[number]:
+                size = parameter.partition_numel()
+                start = self.rank * size
+                if (numel := min(size, parameter.ds_numel - start)) > 0:
+                    pieces.append(Piece(names[id(parameter)], start, offset, numel))
+                offset += size
+            group = self.optimizer.param_groups[self.optimizer.sub_group_to_group_id[number]]
+            flats.append(self._flat(weights, group, pieces))
+        return flats
+
+    def _flat(self, weights: Tensor, group: dict[str, Any], pieces: list[Piece]) -> Flat:
+        state = optimizer.state_of(self.basic, group, weights)
+        tensors = {key: value for key, value in state.items() if key != "step"}
+        return Flat({WEIGHT: weights.detach(), **tensors}, pieces, int(state["step"]))
+
+    def reload(self, updates: int) -> None:
+        optimizer.set_updates(self.basic, updates)
+        if self.stage in (1, 2):
+            self.optimizer.update_lp_params()
+        elif self.stage == 3:
+            for number, weights in enumerate(self.optimizer.fp32_partitioned_groups_flat):
+                self.optimizer.fp16_partitioned_groups_flat[number].data.copy_(weights.data)
+                self.optimizer._unflatten_partitioned_parameters(number)
+            if kept := self.optimizer.persistent_parameters:
+                kept[0].all_gather(kept)
+
+    def _arrange_muon(self, basic: optimizer.MuonWithAdamW) -> None:
+        if not self.stage:
+            return
+        basic.exchange = muon.between(self.rank)
+        for number, group in enumerate(basic.param_groups):
+            if group["muon"]:
+                names = {id(parameter): name for name, parameter in self.parameters.items()}
+                basic.matrices, start = [], 0
+                for parameter in self.optimizer.bit16_groups[number]:
+                    rows, columns = parameter.shape
+                    matrix = muon.Matrix((rows, columns), start, basic.splits[names[id(parameter)]])
+                    basic.matrices.append(matrix)
+                    start = matrix.end
 
     def weights(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param
 
         weights = {}
-        for name, parameter in self.engine.module.named_parameters():
+        for name, parameter in self.parameters.items():
             whole = safe_get_full_fp32_param(parameter) if self.stage else parameter
             if self.rank == 0:
                 weights[name] = whole.detach().float().cpu().clone()
         return weights
-
-
-def to_universal(source: Path, target: Path) -> None:
-    """Converts a ZeRO checkpoint into one that any number of workers can read (arXiv 2406.18820)."""
-    from deepspeed.checkpoint import ds_to_universal
-
-    target.mkdir(parents=True)
-    options = argparse.Namespace(
-        input_folder=str(source),
-        output_folder=str(target),
-        num_extract_workers=1,
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        ds_to_universal.main(options)

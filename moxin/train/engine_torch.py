@@ -1,17 +1,15 @@
 """The engine without Ray and DeepSpeed: one process, plain PyTorch. The reference for the other, and for notebooks."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moxin.train.engine import multiplies_bf16, sum_and_count, to_tensors
+from moxin.train import optimizer
+from moxin.train.engine import multiplies_bf16, to_tensors
 from moxin.train.job import FitJob, Objective
-from moxin.train.optimizer import adamw
-
-STATE = "state.pt"
+from moxin.train.shards import Flat
 
 
 class TorchEngine:
@@ -23,38 +21,40 @@ class TorchEngine:
     def __init__(self, module: nn.Module, job: FitJob) -> None:
         self.device = torch.device("cuda" if job.scaling.use_gpu else "cpu")
         self.module = module.to(self.device).train()
-        self.grad_clip = job.grad_clip
+        self.grad_clip = job.optimizer.grad_clip
         self.bf16 = job.scaling.precision == "bf16" and multiplies_bf16(self.device)
-        self.optimizer = adamw(self.module, job.betas, job.weight_decay)
+        self.optimizer = optimizer.build(self.module, job.optimizer)
 
     def micro_step(
-        self, objective: Objective, micro: Mapping[str, np.ndarray], scale: float, last: bool
+        self, objective: Objective, micro: Mapping[str, np.ndarray], scale: Tensor, last: bool
     ) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            total, count = objective(self.module, to_tensors(micro, self.device))
-        (total * scale).backward()
-        return sum_and_count(total, count)
+            total, sums = objective(self.module, to_tensors(micro, self.device))
+        (total * scale.to(total.dtype)).backward()
+        return sums.detach().double()
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float, bad: Tensor) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.grad_clip or float("inf"))
+        norm = nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        skipped = optimizer.tell(self.optimizer, norm, bad, self.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(norm)
+        return norm, skipped
 
-    def sum(self, values: Tensor) -> list[float]:
-        return [float(value) for value in values]
+    @torch.no_grad()
+    def measure(self, objective: Objective, micro: Mapping[str, np.ndarray]) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return objective(self.module, to_tensors(micro, self.device))[1].detach().double()
 
-    def save(self, folder: Path) -> None:
-        torch.save(
-            {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / STATE
-        )
+    def sum(self, values: Tensor) -> Tensor:
+        return values.to(self.device, torch.float64)
 
-    def load(self, folder: Path) -> None:
-        state = torch.load(folder / STATE, map_location=self.device, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def flats(self) -> list[Flat]:
+        return optimizer.flats_of(self.optimizer, dict(self.module.named_parameters()))
+
+    def reload(self, updates: int) -> None:
+        optimizer.set_updates(self.optimizer, updates)
 
     def weights(self) -> dict[str, Tensor]:
         return {name: t.detach().float().cpu() for name, t in self.module.state_dict().items()}

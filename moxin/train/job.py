@@ -1,19 +1,20 @@
 """What a training run is told: a frozen, picklable description that pretraining, SFT and DPO fill in."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
-from moxin.recipe import ModelConfig, ScalingConfig
+from moxin.recipe import GuardConfig, ModelConfig, ScalingConfig
 from moxin.train.objective import count_targets
 
 Micro = dict[str, np.ndarray]
 """A micro-batch: named arrays with a leading batch dimension."""
 Objective = Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
-"""`(module, micro) -> (sum of the loss, how many it sums over)`; the step's loss is global sum / global count."""
+"""`(module, micro) -> (what to differentiate, sums)`. The first is a sum; the step's gradient is of global sum / global
+count. `sums` are the loss to report, how many it sums over, and as many such pairs more as the job has `parts`."""
 
 
 class Batches(Protocol):
@@ -33,13 +34,42 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up and cosine over `total_steps` of a whole run, of which this job begins at `first_step`."""
+    """Warm-up and decay over `total_steps` of a whole run, of which this job begins at `first_step`."""
 
     total_steps: int
     first_step: int = 0
     warmup_steps: int = 0
     min_ratio: float = 0.1
     """Learning rate of the last step over the peak."""
+    kind: Literal["cosine", "linear", "wsd", "inverse_sqrt"] = "cosine"
+    decay_steps: int = 0
+    """Of `wsd`: steps at the end, over which the rate falls."""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    kind: Literal["adamw", "lion", "muon"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Of AdamW and Lion."""
+    eps: float = 1e-8
+    momentum: float = 0.95
+    """Of Muon."""
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Which checkpoints are made, and which of them stay, in optimizer steps; 0 makes or keeps none."""
+
+    every: int
+    last: int = 2
+    """The newest so many are kept."""
+    also_every: int = 0
+    """Those at multiples of this are kept as well, until the job is done."""
+    publish_every: int = 0
+    """The weights at multiples of this stay as `steps/STEP/` of the artifact."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +85,15 @@ class FitJob:
     objective: Objective
     peak_lr: float
     schedule: Schedule
-    betas: tuple[float, float]
-    weight_decay: float
-    grad_clip: float
-    """Largest norm of the gradient; 0 does not clip."""
-    checkpoint_every: int
-    """Optimizer steps between checkpoints; 0 makes none."""
+    optimizer: OptimizerSettings
+    keeping: Keeping
     seed: int
     scaling: ScalingConfig
     unit: str = "tokens"
+    parts: tuple[str, ...] = ()
+    """Names of the further pairs among the objective's sums: what it tells the loss of, such as sources."""
+    guards: GuardConfig = field(default_factory=lambda: GuardConfig(spike_score=0.0))
+    """By default only a step that is not finite is left out."""
     keep_state: bool = False
     """Leave `state/` behind, from which a next job carries the optimizer over."""
     count: Callable[[Micro], int] = count_targets

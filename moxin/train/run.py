@@ -7,9 +7,8 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections import Counter
+from typing import Any, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,16 +18,24 @@ from moxin.artifact import Artifact, Builder, Stage
 from moxin.config import to_jsonable
 from moxin.recipe import Recipe
 from moxin.tokens.loader import Curriculum, check
-from moxin.train import checkpoint, pretrain, progress, worker
-from moxin.train.job import FitJob
+from moxin.train import beats, checkpoint, pretrain, progress, rollback, worker
+from moxin.train.ending import Ending
+from moxin.train.guard import EVENT
+from moxin.train.job import FitJob, Keeping
 from moxin.train.loop import Rows
 from moxin.train.objective import next_token
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon an end or a death is seen
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a spot machine has 30 s to 2 min left
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a cluster may have to grow first; a loaded laptop takes 75 s
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the workers
 }
+RESIZE_S = 60.0
+"""Seconds between two looks whether an elastic group could have more workers."""
+WATCH_S = 1.0
+STACKS_S = 5.0
+"""How long workers that hang have to send their stacks."""
 
 
 def stage(
@@ -45,26 +52,33 @@ def stage(
             tokens.url,
             Curriculum.of(recipe, index),
             settings.global_batch,
-            micro_batch=settings.micro_batch,
+            micro_batch=phase.context if settings.micro_batch == "auto" else settings.micro_batch,
             packs=packs.url if packs else "",
+            initial_global_batch=settings.initial_global_batch,
+            batch_warmup_tokens=settings.batch_warmup_tokens,
         )
-        batches().data.check_limits(limits)
+        data = batches().data
+        data.check_limits(limits)
+        carried = previous is not None and phase.optimizer_state == "carry"
         job = FitJob(
             name=f"pretrain-{phase.name}",
             model=recipe.model,
-            initial="",
-            state=previous.file("state") if previous else "",
+            initial="" if carried else previous.file("model") if previous else settings.initial,
+            state=previous.file("state") if previous and carried else "",
             batches=batches,
-            objective=next_token,
-            peak_lr=settings.learning_rate,
+            objective=functools.partial(next_token, z_loss=settings.z_loss, n_sources=len(data.names)),
+            peak_lr=phase.learning_rate or settings.learning_rate,
             schedule=pretrain.schedule(settings, index),
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-            grad_clip=settings.grad_clip,
-            checkpoint_every=settings.checkpoint_every,
+            optimizer=pretrain.optimizer(settings),
+            keeping=Keeping(
+                settings.checkpoint_every, settings.keep_last, settings.keep_every, settings.publish_every
+            ),
             seed=settings.seed,
             scaling=recipe.scaling,
-            keep_state=index + 1 < len(settings.phases),
+            parts=data.names,
+            guards=settings.guards,
+            keep_state=index + 1 < len(settings.phases)
+            and settings.phases[index + 1].optimizer_state == "carry",
         )
         fit(job, builder)
         builder.counts |= {"name": phase.name, "context": phase.context, "mixture": batches().mixture()}
@@ -75,7 +89,7 @@ def stage(
 
 
 def fit(job: FitJob, builder: Builder) -> None:
-    """Trains and leaves `model/`, `metrics.jsonl` and, with `job.keep_state`, `state/`; sets the builder's counts.
+    """Trains and leaves `model/`, `metrics.jsonl`, `steps/` and, with `job.keep_state`, `state/`; sets the builder's counts.
 
     Raises `ValueError` for data, settings or a checkpoint that do not fit the job, and `RuntimeError` with the workers' own
     words where training failed more often than `scaling.max_failures`.
@@ -90,33 +104,47 @@ def fit(job: FitJob, builder: Builder) -> None:
         "RAY_ADDRESS"
     ):  # nobody reclaims the machine that one sits at: a process less to start
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    session.start(max(os.cpu_count() or 1, 4, job.scaling.n_workers + 1))
+    session.start(max(os.cpu_count() or 1, 4, job.scaling.n_workers * job.scaling.cpu_threads + 1))
     check_storage(url)
     name = prepare(url, job)
     console.say(
-        f"  {job.name}: {batches.n_steps:,} steps of {batches.size(0):,} {job.unit}, {job.scaling.n_workers} workers, "
-        f"ZeRO-{job.scaling.zero_stage}, {job.scaling.precision}"
+        f"  {job.name}: {batches.n_steps:,} steps of {batches.size(batches.n_steps - 1):,} {job.unit}, "
+        f"{_workers(job)} workers, ZeRO-{job.scaling.zero_stage}, {job.scaling.precision}"
         + (f", going on after step {checkpoint.step_of(name):,}" if name else "")
     )
-    with progress.shown(storage.join(url, *worker.PROGRESS), job, batches), interruptible():
-        run_trainer(job, url)
+    with progress.shown(storage.join(url, *worker.PROGRESS), job, batches):
+        while (ended := run_trainer(job, url)) != worker.DONE:
+            if ended == worker.STOPPED:
+                console.warn(
+                    f"{job.name}: a machine is taken away; going on with the others from a checkpoint"
+                )
     rows = storage.read_jsonl(storage.join(url, checkpoint.METRICS))
     builder.counts |= {"name": job.name, **summary(rows, job.unit)}
+    if went_back := rollback.recorded(storage.join(url, *worker.CHECKPOINTS)):
+        builder.counts["rollbacks"] = went_back
     console.say(
         f"  {job.name}: loss {builder.counts['loss_first']:.3f} → {builder.counts['loss_last']:.3f}, "
         f"{builder.counts[f'{job.unit}_per_second']:,.0f} {job.unit}/s"
     )
 
 
+def _workers(job: FitJob) -> str:
+    scaling = job.scaling
+    return f"{scaling.min_workers} to {scaling.n_workers}" if scaling.min_workers else str(scaling.n_workers)
+
+
 def summary(rows: Rows, unit: str) -> dict[str, Any]:
     """Counts of a finished run. The first and the last loss are means over 5 % of the steps, but at least five."""
-    n = min(len(rows), max(5, len(rows) // 20))
+    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    n = min(len(losses), max(5, len(losses) // 20))
+    events = Counter(row[EVENT] for row in rows if EVENT in row)
     return {
         "steps": len(rows),
         unit: rows[-1][unit],
-        "loss_first": sum(row["loss"] for row in rows[:n]) / n,
-        "loss_last": sum(row["loss"] for row in rows[-n:]) / n,
+        "loss_first": sum(losses[:n]) / n,
+        "loss_last": sum(losses[-n:]) / n,
         f"{unit}_per_second": round(rows[-1][unit] / sum(row["seconds"] for row in rows), 1),
+        **({"events": dict(events)} if events else {}),
     }
 
 
@@ -138,13 +166,13 @@ def check_storage(url: str) -> None:
 
 
 def prepare(url: str, job: FitJob) -> str:
-    """Removes all checkpoints but the newest whole one, whose name it returns ("" for none).
+    """Removes what is not whole of the checkpoints that are newer than the newest whole one, whose name it returns ("" for
+    none), and what the attempts before have left for others to read.
 
-    Raises `ValueError` where that, or else the state to carry over, does not fit the job. Ray's own list of checkpoints is
-    removed too: it is not written atomically, and a killed driver or a full disk can leave one that Ray cannot read. What is
-    there in full size decides.
+    Raises `ValueError` where that checkpoint, or else the state to carry over, does not fit the job. Ray's own record of the
+    run is removed too: it is not written atomically, and a killed driver or a full disk can leave one that Ray cannot read.
     """
-    folder = storage.join(url, *worker.RUN)
+    folder = storage.join(url, *worker.CHECKPOINTS)
     name, others = checkpoint.newest(folder)
     if name:
         checkpoint.check(storage.join(folder, name), job)
@@ -153,24 +181,35 @@ def prepare(url: str, job: FitJob) -> str:
     for other in others:
         if other > name:
             console.warn(f"{job.name}: {other} is not complete; going on from {name or 'the beginning'}")
-        storage.remove(storage.join(folder, other))
-    storage.remove(storage.join(folder, "checkpoint_manager_snapshot.json"))
+            storage.remove(storage.join(folder, other))
+    storage.remove(storage.join(url, *worker.RUN))
+    storage.remove(storage.join(url, *worker.NOTICES))
     return name
 
 
-def run_trainer(job: FitJob, url: str) -> None:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+def run_trainer(job: FitJob, url: str) -> str:
+    """One training group, and those that Ray starts in its place; how it ended is what `worker.work` returned.
+
+    The first SIGINT or SIGTERM asks the workers to save and end, and then raises `KeyboardInterrupt`; a second one, or the
+    end of `scaling.grace_s`, does not wait for them.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+    scaling = job.scaling
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board_class: Any = ray.remote(beats.Board)
+    board = board_class.options(num_cpus=0, scheduling_strategy=here).remote()
+    ending = Ending(scaling.grace_s, lambda: board.stop.remote())
+
     class Trainer(TorchTrainer):
-        """Without the actor that tidies up after a lost controller where Ray is this process's own and ends with it.
-
-        That actor asks the cluster that the last `ray start` of the machine left behind, which need not be this one; then it
-        takes the controller for dead, or the end of every run waits 12 s for it.
-        """
-
         def _create_default_callbacks(self) -> list[Any]:
+            """Without the actor that tidies up after a lost controller where Ray is this process's own and ends with it.
+
+            It asks the cluster that the last `ray start` of the machine left behind, which need not be this one; then it
+            takes the controller for dead, or the end of every run waits 12 s for it.
+            """
             callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
             if os.environ.get("RAY_ADDRESS"):
                 return callbacks
@@ -178,23 +217,107 @@ def run_trainer(job: FitJob, url: str) -> None:
                 callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)
             ]
 
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """In place of Ray's, which ends the group at once and exits with code 0, as if training were done."""
+
+            def abort() -> None:
+                try:
+                    ray.get(controller.abort.remote())
+                except ray.exceptions.RayActorError:
+                    raise KeyboardInterrupt from None
+
+            ending.abort = abort
+
+    elastic = 0 < scaling.min_workers < scaling.n_workers
+    group: dict[str, Any] = {
+        "num_workers": (scaling.min_workers, scaling.n_workers) if elastic else scaling.n_workers,
+        "use_gpu": scaling.use_gpu,
+        "elastic_resize_monitor_interval_s": RESIZE_S,
+    }
+    if not scaling.use_gpu:
+        group["resources_per_worker"] = {"CPU": scaling.cpu_threads}
     trainer = Trainer(
-        worker.work,
-        train_loop_config={"job": job, "url": url},
-        scaling_config=ScalingConfig(num_workers=job.scaling.n_workers, use_gpu=job.scaling.use_gpu),
+        cast(Any, worker.work),
+        train_loop_config={"job": job, "url": url, "board": board},
+        scaling_config=ScalingConfig(**group),
         run_config=RunConfig(
             name=worker.RUN[-1],
             storage_path=storage.join(url, ".scratch"),
-            failure_config=FailureConfig(max_failures=job.scaling.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=scaling.max_failures),
         ),
     )
     try:
-        trainer.fit()
+        with ending, Monitor(job, url, board):
+            result: Any = (
+                trainer.fit()
+            )  # typed as the one of Ray Train's first version, which has no such field
+            ended = str(result.return_value)
     except TrainingFailedError as error:
+        if ending.asked:
+            raise KeyboardInterrupt from None
         cause, told = cause_of(error)
         message = f"{job.name}: {told}. Logs: {session.log_folder()}/train"
         raise (ValueError if isinstance(cause, ValueError) else RuntimeError)(message) from cause
+    finally:
+        ray.kill(board)
+    if ending.asked and ended != worker.DONE:
+        raise KeyboardInterrupt
+    return ended
+
+
+class Monitor:
+    """`with` this, a thread looks at the board: it tells what workers have to tell, and ends those that hang."""
+
+    def __init__(self, job: FitJob, url: str, board: Any) -> None:
+        self.job, self.notices, self.board = job, storage.join(url, *worker.NOTICES), board
+        self.told: set[str] = set()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._run, name=f"monitor of {job.name}", daemon=True)
+
+    def __enter__(self) -> "Monitor":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self._tell()
+
+    def _run(self) -> None:
+        looked = 0.0
+        while not self.ended.wait(WATCH_S):
+            looked += WATCH_S
+            if looked >= progress.interval(self.notices):
+                self._tell()
+                looked = 0.0
+            try:
+                seen = ray.get(self.board.seen.remote())
+                if beats.stalled(seen, self.job.scaling.hang_timeout_s):
+                    self._end_hanging()
+            except ray.exceptions.RayError:
+                return  # the session is ending
+
+    def _tell(self) -> None:
+        for name in storage.files_under(self.notices):
+            if name not in self.told:
+                self.told.add(name)
+                console.warn(storage.read_text(storage.join(self.notices, name)))
+
+    def _end_hanging(self) -> None:
+        ray.get(self.board.want_stacks.remote(True))
+        self.ended.wait(STACKS_S)
+        seen = ray.get(self.board.seen.remote())
+        if not beats.stalled(seen, self.job.scaling.hang_timeout_s):
+            return
+        for age, beat in beats.culprits(seen):
+            console.warn(
+                f"{self.job.name}: {beats.describe(age, beat)}\n  it is ended, and the group starts again"
+            )
+            where = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+            kill: Any = ray.remote(os.kill)
+            kill = kill.options(num_cpus=0, scheduling_strategy=where)
+            ray.wait([kill.remote(beat.pid, signal.SIGKILL)], timeout=30)
+        ray.get(self.board.forget.remote())
 
 
 def cause_of(error: Exception) -> tuple[Exception, str]:
@@ -217,23 +340,3 @@ def cause_of(error: Exception) -> tuple[Exception, str]:
 def first_lines(error: Exception) -> str:
     text = " ".join(line.strip() for line in str(error).splitlines()[:2])
     return f"{type(error).__name__}: {text}"
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the training group, and then this process hears of it as of any interrupt.
-
-    Ray Train answers SIGINT by ending the group and exiting with code 0, as if training were done.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

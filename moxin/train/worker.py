@@ -1,6 +1,8 @@
 """What every worker of a training group does: take up the run where it was, train, save, leave the result behind."""
 
+import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,67 +12,165 @@ from torch import distributed
 from moxin import storage
 from moxin.config import digest
 from moxin.model import checkpoint as model_checkpoint
-from moxin.train import checkpoint, progress
+from moxin.train import checkpoint, progress, rollback
+from moxin.train.beats import Beat, Heart
 from moxin.train.build import build
 from moxin.train.engine_deepspeed import DeepSpeedEngine
+from moxin.train.guard import RollBackError
 from moxin.train.job import FitJob
-from moxin.train.loop import Rows, train
+from moxin.train.loop import Row, Rows, Watcher, train
+from moxin.train.saving import Saver
 
 RUN = (".scratch", "ray")
-"""Folder of Ray Train's run, with the checkpoints, in that of the stage."""
+"""Folder of Ray Train's run in that of the stage."""
+CHECKPOINTS = (".scratch", "checkpoints")
 PROGRESS = (".scratch", "progress.json")
+NOTICES = (".scratch", "notices")
+"""A file for everything that the driver should tell, by rank 0."""
+DONE, STOPPED, ROLLED_BACK = "done", "stopped", "rolled back"
 
 
-def work(config: dict[str, Any]) -> None:
-    """What every worker of the group does."""
-    import ray.train
-
-    job, url = config["job"], config["url"]
-    if not job.scaling.use_gpu:
-        torch.set_num_threads(1)
-    engine, rows = resume(job, url)
-
-    def save(rows: Rows) -> None:
-        part = part_folder(url, engine.rank)
-        checkpoint.save(engine, job, rows, part)
-        ray.train.report(
-            {"step": len(rows)},
-            checkpoint=ray.train.Checkpoint.from_directory(str(part)),
-            checkpoint_dir_name=checkpoint.name_of(len(rows)),
-            delete_local_checkpoint_after_upload=True,
-        )
-
-    batches = job.batches()
-    if engine.rank == 0:
-        reporter = progress.Reporter(storage.join(url, *PROGRESS))
-        train(engine, job, batches, rows, report=reporter, checkpoint=save)
-    else:
-        train(engine, job, batches, rows, checkpoint=save)
-    finish(engine, job, url, rows)
-
-
-def resume(job: FitJob, url: str) -> tuple[DeepSpeedEngine, Rows]:
-    """The engine as the newest checkpoint holds it, or else the state to carry over, with the metrics up to there.
-
-    Ray's `get_checkpoint` may be older: a group that dies takes along what its controller had not heard of yet.
-    """
+def work(config: dict[str, Any]) -> str:
+    """What every worker of the group does; returns whether the job is done or has to be started again."""
+    import ray
     import ray.train
     import ray.train.collective
 
-    own = storage.join(url, *RUN)
+    job, url, board = config["job"], config["url"], config["board"]
     context = ray.train.get_context()
-    newest = checkpoint.newest(own)[0] if context.get_world_rank() == 0 else ""
-    newest = ray.train.collective.broadcast_from_rank_zero(newest)
-    start = storage.join(own, newest) if newest else storage.absolute(job.state) if job.state else ""
-    if not start:
-        return DeepSpeedEngine(build(job), job), []
-    metadata = storage.read_json(storage.join(start, checkpoint.METADATA))
-    converted = checkpoint.needs_conversion(metadata, job, context.get_world_size())
-    engine = DeepSpeedEngine(build(job), job, universal=converted)
-    with ray.train.Checkpoint(start).as_directory() as folder:
-        engine.load(Path(folder))
-        rows = storage.read_jsonl(storage.join(folder, checkpoint.METRICS)) if newest else []
-    return engine, rows
+    rank = context.get_world_rank()
+    group = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex)
+
+    def tell(beat: Beat) -> tuple[bool, bool]:
+        try:
+            return tuple(ray.get(board.beat.remote(group, beat)))  # type: ignore[return-value]
+        except ray.exceptions.RayError as error:
+            raise ConnectionError(str(error)) from error
+
+    heart = Heart(tell, rank, ray.get_runtime_context().get_node_id())
+    if not job.scaling.use_gpu:
+        torch.set_num_threads(job.scaling.cpu_threads)
+    try:
+        return run(job, url, heart, context.get_local_rank(), context.get_local_world_size())
+    finally:
+        heart.close()
+
+
+def run(job: FitJob, url: str, heart: Heart, local_rank: int, local_world: int) -> str:
+    engine = DeepSpeedEngine(build(job), job)
+    rows = resume(engine, job, url, local_rank, local_world)
+    saved = storage.join(url, *CHECKPOINTS)
+    saver = Saver(engine, job, saved, part_folder(url, engine.rank))
+    reporter = progress.Reporter(storage.join(url, *PROGRESS))
+
+    def report(row: Row) -> None:
+        if engine.rank == 0:
+            reporter(row)
+
+    def stop() -> bool:
+        return heart.stopping or is_preempted()
+
+    watcher = Watcher(report, saver.save, lambda step: publish(engine, job, url, saver, step), stop, heart.at)
+    batches = job.batches()
+    try:
+        left_out = rollback.left_out(saved)
+        train(engine, job, batches, rows, watcher=watcher, left_out=left_out)
+    except RollBackError as bad:
+        saver.wait()
+        distributed.barrier()  # no worker writes any more
+        if engine.rank == 0:
+            notify(url, f"{job.name}: {rollback.go_back(saved, job, bad)}")
+        distributed.barrier()
+        return ROLLED_BACK
+    finally:
+        saver.close()
+    saver.wait()
+    if len(rows) < batches.n_steps:
+        distributed.barrier()
+        return STOPPED
+    heart.at("writes the result", len(rows))
+    finish(engine, job, url, rows)
+    return DONE
+
+
+def is_preempted() -> bool:
+    """Whether a node of the group is about to be taken away.
+
+    `ray.train.get_preemption_info` tells the same, but meets the other workers for it: 10 ms in every step. Here the loop
+    tells them, along with what it sums anyway.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def notify(url: str, message: str) -> None:
+    storage.write_text(storage.join(url, *NOTICES, f"{uuid.uuid4().hex}.txt"), message)
+
+
+def resume(engine: DeepSpeedEngine, job: FitJob, url: str, local_rank: int, local_world: int) -> Rows:
+    """Loads the newest checkpoint that is whole and unharmed, or else the state to carry over; returns the metrics so far.
+
+    Where one is harmed, the one before is taken.
+    """
+    saved = storage.join(url, *CHECKPOINTS)
+    while name := _agreed(checkpoint.newest(saved)[0] if engine.rank == 0 else ""):
+        folder = fetch(storage.join(saved, name), local_rank)
+        harmed = checkpoint.harmed(folder, local_rank, local_world)
+        (n_harmed,) = engine.sum(torch.tensor([len(harmed)])).tolist()
+        if not n_harmed:
+            metadata = checkpoint.check(str(folder), job)
+            checkpoint.load(engine, job, folder, metadata)
+            rows = storage.read_jsonl(str(folder / checkpoint.METRICS))
+            _forget(folder, saved, local_rank)
+            return rows
+        if harmed:
+            files = ", ".join(harmed)
+            notify(
+                url,
+                f"{job.name}: {name} is harmed ({files} is not what was written); going back to the one before",
+            )
+        distributed.barrier()
+        _forget(folder, saved, local_rank)
+        if engine.rank == 0:
+            storage.remove(storage.join(saved, name))
+    if job.state:
+        folder = fetch(storage.absolute(job.state), local_rank)
+        checkpoint.load(engine, job, folder, checkpoint.check(str(folder), job, carried=True))
+        _forget(folder, job.state, local_rank)
+    return []
+
+
+def _agreed(name: str) -> str:
+    import ray.train.collective
+
+    return str(ray.train.collective.broadcast_from_rank_zero(name))
+
+
+def fetch(url: str, local_rank: int) -> Path:
+    """A local folder with what is at `url`, the same for all workers of a node; a remote one is downloaded once."""
+    if storage.is_local(url):
+        return storage.local_path(url)
+    folder = Path(tempfile.gettempdir()) / f"moxin-{digest(url)[:12]}"
+    if local_rank == 0:
+        storage.download(url, folder)
+    distributed.barrier()
+    return folder
+
+
+def _forget(folder: Path, url: str, local_rank: int) -> None:
+    """Deletes a download, when nobody reads it any more."""
+    distributed.barrier()
+    if local_rank == 0 and not storage.is_local(url):
+        shutil.rmtree(folder)
+
+
+def publish(engine: DeepSpeedEngine, job: FitJob, url: str, saver: Saver, step: int) -> None:
+    """Leaves the weights as they are now as a model folder of the artifact; writing is the saver's thread's."""
+    weights = engine.weights()
+    if engine.rank == 0:
+        target = storage.join(url, "steps", f"{step:07d}")
+        saver.later(lambda: model_checkpoint.save(weights, job.model, target))
 
 
 def finish(engine: DeepSpeedEngine, job: FitJob, url: str, rows: Rows) -> None:
@@ -83,12 +183,13 @@ def finish(engine: DeepSpeedEngine, job: FitJob, url: str, rows: Rows) -> None:
     if job.keep_state:
         distributed.barrier()
         part = part_folder(url, engine.rank)
+        shutil.rmtree(part, ignore_errors=True)
         checkpoint.save(engine, job, rows, part)
         storage.upload(part, storage.join(url, "state"))
 
 
 def part_folder(url: str, rank: int) -> Path:
-    """Where a worker puts its part of a checkpoint before Ray copies it; on the same disk where the storage is local."""
+    """Where a worker puts files before they are copied; on the same disk where the storage is local."""
     if storage.is_local(url):
         return storage.local_path(url) / ".scratch" / f"part-{rank}"
     return Path(tempfile.gettempdir()) / f"moxin-{digest(url)[:12]}-{rank}"

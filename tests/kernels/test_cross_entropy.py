@@ -74,13 +74,13 @@ def test_float64_gradients_at_every_chunking(chunk_bytes: int | None, ignored: b
 @pytest.mark.parametrize("ignored", [False, True])
 def test_float64_sum_is_the_sum_of_the_tokens(chunk_bytes: int | None, z_loss: float, ignored: bool) -> None:
     x, weight, targets = inputs(ignored=ignored)
-    loss, nll_sum = linear_cross_entropy_sum(x, weight, targets, z_loss, chunk_bytes, "torch")
+    loss, each = linear_cross_entropy_sum(x, weight, targets, z_loss, chunk_bytes, "torch")
     nll, lse = linear_cross_entropy_lse(x, weight, targets, chunk_bytes, "torch")
     expected = (nll + z_loss * lse.square()).sum()
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(nll_sum, nll.detach().sum())
+    torch.testing.assert_close(each, nll.detach())
     assert loss.requires_grad
-    assert not nll_sum.requires_grad
+    assert not each.requires_grad
     grads = torch.autograd.grad(loss / 3, (x, weight))
     for ours, theirs in zip(grads, torch.autograd.grad(expected / 3, (x, weight)), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -123,10 +123,10 @@ def test_narrow_types_against_float64(
         assert ours.dtype == dtype
         assert_near(ours, theirs, tolerance)
 
-    loss, nll_sum = linear_cross_entropy_sum(x, weight, targets, 0.01, chunk_bytes, backend)
+    loss, each = linear_cross_entropy_sum(x, weight, targets, 0.01, chunk_bytes, backend)
     exact_loss = (exact_nll + 0.01 * exact_lse.square()).sum()
     assert_near(loss, exact_loss, tolerance)
-    assert_near(nll_sum, exact_nll.sum(), tolerance)
+    assert_near(each, exact_nll, tolerance)
     grads = torch.autograd.grad(loss / 3, (x, weight))
     for ours, theirs in zip(grads, torch.autograd.grad(exact_loss / 3, leaves), strict=True):
         assert ours.dtype == dtype
@@ -166,10 +166,10 @@ def test_large_and_masked_logits(dtype: torch.dtype, backend: str) -> None:
     weight = torch.tensor(column, device=DEVICE, dtype=dtype)[:, None].requires_grad_()
     targets = torch.tensor([1, 2], device=DEVICE)
     exact_nll, _, leaves = exact(x, weight, targets)
-    loss, nll_sum = linear_cross_entropy_sum(x, weight, targets, backend=backend)
+    loss, each = linear_cross_entropy_sum(x, weight, targets, backend=backend)
     nll = linear_cross_entropy(x, weight, targets, backend=backend)
     torch.testing.assert_close(nll.double(), exact_nll, rtol=1e-6, atol=2e-3)  # a last place of 10⁴
-    torch.testing.assert_close(nll_sum, nll.sum())
+    torch.testing.assert_close(each, nll.detach())
     (theirs,) = torch.autograd.grad(exact_nll.sum(), leaves[1])
     for total in (loss, nll.sum()):
         (grad,) = torch.autograd.grad(total, weight)
@@ -188,10 +188,10 @@ def test_a_bad_logit_is_a_bad_loss(bad: str, dtype: torch.dtype, backend: str) -
         weight[at] = torch.copysign(value, torch.tensor(-1.0)) if bad == "-nan" else value
         weight.requires_grad_()
         targets = torch.tensor([IGNORE, 3, 5], device=DEVICE)
-        loss, nll_sum = linear_cross_entropy_sum(x, weight, targets, backend=backend)
+        loss, each = linear_cross_entropy_sum(x, weight, targets, backend=backend)
         nll = linear_cross_entropy(x, weight, targets, backend=backend)
         assert not loss.isfinite()
-        assert not nll_sum.isfinite()
+        assert not each.sum().isfinite()
         assert not nll[1:].isfinite().any()
         for total in (loss, nll.sum()):
             assert torch.autograd.grad(total, x)[0][1:].isnan().all()

@@ -93,7 +93,7 @@ def test_a_killed_driver_started_again_ends_with_the_same_bits(tmp_path, ray_ses
             if process.is_running():
                 process.kill()
     assert not (tmp_path / "model").exists()
-    assert checkpoint.newest(str(tmp_path / ".scratch" / "ray"))[0] == checkpoint.name_of(4)
+    assert checkpoint.newest(str(tmp_path / ".scratch" / "checkpoints"))[0] == checkpoint.name_of(4)
 
     builder = Builder(str(tmp_path), {})
     batches = functools.partial(BreakingBatches, str(tmp_path / "reached"), at=6, rank=0, kind="wait")
@@ -119,6 +119,6 @@ def test_mistakes_are_told_before_a_worker_starts(tmp_path, ray_session):
     empty = functools.partial(train_cases.CountingBatches, n_steps=0)
     with pytest.raises(ValueError, match="the data makes no step"):
         fit(small_job(batches=empty), Builder(str(tmp_path), {}))
-    fit_local(small_job(), tmp_path / ".scratch" / "ray")
+    fit_local(small_job(), tmp_path / ".scratch" / "checkpoints")
     with pytest.raises(ValueError, match=r"another run: seed was 5, now it is 6"):
         fit(small_job(seed=6), Builder(str(tmp_path), {}))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moxin.recipe import ModelConfig, ScalingConfig
-from moxin.train.job import FitJob, Micro, Schedule
+from moxin.train.job import FitJob, Keeping, Micro, OptimizerSettings, Schedule
 from moxin.train.objective import IGNORE, next_token
 
 N_STEPS = 12
@@ -66,9 +66,13 @@ class BreakingBatches(CountingBatches):
 
 
 def small_job(micro_rows: int = ROWS, **changes: Any) -> FitJob:
-    """One worker, float32, ZeRO-1; `changes` are fields of the job or of its scaling."""
+    """One worker, float32, ZeRO-1; `changes` are fields of the job, of its scaling or of its optimizer."""
     scaling = ScalingConfig(n_workers=1, zero_stage="1", precision="fp32", max_failures=2)
     inner = {name: changes.pop(name) for name in list(changes) if name in scaling.__dataclass_fields__}
+    settings = {"grad_clip": 0.5}
+    settings |= {
+        name: changes.pop(name) for name in list(changes) if name in OptimizerSettings.__dataclass_fields__
+    }
     job = FitJob(
         name="small",
         model=MODEL,
@@ -78,10 +82,8 @@ def small_job(micro_rows: int = ROWS, **changes: Any) -> FitJob:
         objective=next_token,
         peak_lr=1e-2,
         schedule=Schedule(total_steps=N_STEPS, warmup_steps=3),
-        betas=(0.9, 0.95),
-        weight_decay=0.1,
-        grad_clip=0.5,
-        checkpoint_every=4,
+        optimizer=OptimizerSettings(**settings),
+        keeping=Keeping(4),
         seed=5,
         scaling=replace(scaling, **inner),
     )
