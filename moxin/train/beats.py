@@ -43,12 +43,14 @@ class Board:
 
     def __init__(self) -> None:
         self._beats: dict[int, tuple[float, Beat]] = {}
-        self._group = ""
+        self._group = self._over = ""
         self._stop = self._stacks = False
 
     def beat(self, group: str, beat: Beat) -> tuple[bool, bool]:
         """Takes a beat of a worker of the group that is known by that name; says whether it is to end, and whether its stack
         is wanted."""
+        if group == self._over:
+            return self._stop, False
         if group != self._group:  # a new group: the old one is gone
             self._group, self._beats, self._stacks = group, {}, False
         self._beats[beat.rank] = (time.monotonic(), beat)
@@ -61,9 +63,9 @@ class Board:
     def want_stacks(self, wanted: bool) -> None:
         self._stacks = wanted
 
-    def forget(self) -> None:
-        """Until the next group, nobody is known."""
-        self._beats, self._stacks = {}, False
+    def end_group(self) -> None:
+        """What workers of this group say no longer counts: one of them was ended, and Ray ends the others."""
+        self._over, self._beats, self._stacks = self._group, {}, False
 
     def seen(self) -> list[tuple[float, Beat]]:
         """By rank: seconds since the worker was heard of, and what it said then."""

@@ -71,8 +71,8 @@ def train(
     A row: `step` (from 1), `tokens` (or another `job.unit`; since the job's beginning), `loss` (nats; None where it is not
     finite), `lr`, `grad_norm` (before clipping), `seconds` (of this step), `data_seconds` (of these, how long it waited for
     its data), `checkpoint_seconds` (how long it had to wait for the last checkpoint before it began), `tokens_per_second`,
-    `memory_bytes` (this worker's: peak of the GPU's, or resident). With `job.parts` also `source_loss`. `event` and `score`
-    where the step was not a usual one. Raises `RollBackError` where the guard says so.
+    `memory_bytes` (this worker's: peak of the GPU's, or resident), `workers`. With `job.parts` also `source_loss`. `event`
+    and `score` where the step was not a usual one. Raises `RollBackError` where the guard says so.
     """
     watcher = watcher or Watcher()
     loop = _Loop(engine, job, batches, rows, watcher)
@@ -162,6 +162,7 @@ class _Loop:
             "checkpoint_seconds": round(self.waited, 6),
             f"{job.unit}_per_second": round(size / seconds, 3),
             "memory_bytes": self._memory(),
+            "workers": self.engine.world,
         }
         self.waited = 0.0
         if job.parts:

@@ -265,6 +265,10 @@ def run_trainer(job: FitJob, url: str) -> str:
     return ended
 
 
+def kill_process(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
 class Monitor:
     """`with` this, a thread looks at the board: it tells what workers have to tell, and ends those that hang."""
 
@@ -314,10 +318,9 @@ class Monitor:
                 f"{self.job.name}: {beats.describe(age, beat)}\n  it is ended, and the group starts again"
             )
             where = NodeAffinitySchedulingStrategy(beat.node, soft=False)
-            kill: Any = ray.remote(os.kill)
-            kill = kill.options(num_cpus=0, scheduling_strategy=where)
-            ray.wait([kill.remote(beat.pid, signal.SIGKILL)], timeout=30)
-        ray.get(self.board.forget.remote())
+            kill = ray.remote(kill_process).options(num_cpus=0, scheduling_strategy=where)
+            ray.wait([kill.remote(beat.pid)], timeout=30)
+        ray.get(self.board.end_group.remote())
 
 
 def cause_of(error: Exception) -> tuple[Exception, str]:

@@ -44,7 +44,7 @@ class CountingBatches:
 
 
 class BreakingBatches(CountingBatches):
-    """The same data, but the worker `rank` dies, or waits for its driver to be killed, when it asks for step `at`.
+    """The same data, but the worker `rank` dies, is stopped or waits to be killed when it asks for step `at`.
 
     It happens once: `mark` is the file that says it did.
     """
@@ -58,10 +58,44 @@ class BreakingBatches(CountingBatches):
             self.mark.write_text(str(os.getpid()))
             if self.kind == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.kind == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
             if self.kind == "raise":
                 self.mark.unlink()
                 raise KeyError("the objective of this test is broken")
             time.sleep(3600)
+        return super().step(i, rank, world)
+
+
+class ElasticBatches(CountingBatches):
+    """The same data, but from step 4 on only for a group of one worker, and from step 8 on only for one of two.
+
+    What it waits for it says with a file in `folder`.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+
+    def step(self, i: int, rank: int, world: int) -> list[Micro]:
+        wanted = 0 if i < 4 else 1 if i < 8 else 2
+        while i and wanted and world != wanted:
+            (self.folder / f"wants-{wanted}").touch()
+            time.sleep(0.1)
+        return super().step(i, rank, world)
+
+
+class SlowBatches(CountingBatches):
+    """The same data, a step in half a second from step 5 on, which is told by a file in `folder`."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+
+    def step(self, i: int, rank: int, world: int) -> list[Micro]:
+        if i >= 5:
+            (self.folder / "slow").touch()
+            time.sleep(0.5)
         return super().step(i, rank, world)
 
 
