@@ -44,7 +44,7 @@ class Chunk:
 
 
 class EngineLoop:
-    """Answers requests with one engine that has a `decode`; at most `limit` are in work or waiting for a place in its batch."""
+    """Answers requests with one engine that has a `decode`; at most `limit` are in work or waiting."""
 
     def __init__(self, engine: Engine, limit: int) -> None:
         self.engine, self.limit = engine, limit
