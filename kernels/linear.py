@@ -26,6 +26,9 @@ GROUP = 32
 """Inputs that share a scale where weights have 4 bits."""
 FEW_ROWS = {"numba": 16, "triton": 64}
 """Rows up to which the weight is read as it is stored; beyond, arithmetic is what costs, and matrix units want one type."""
+WHOLE_ROWS = 64
+"""Rows to which fewer are filled up for a CPU's matrix units: oneDNN gives a row the same bits in any number from 64 on, and
+others below (AMX, torch 2.13)."""
 TILE = 1 << 24
 """Numbers of a quantised weight that are widened at a time."""
 DENSE = (torch.float32, torch.bfloat16, torch.float16)
@@ -95,25 +98,34 @@ def _scales(largest: Tensor, steps: int) -> Tensor:
     return torch.where(largest > 0, largest / steps, 1.0)
 
 
-def linear_backend(x_NI: Tensor, weight: Weight, backend: str | None = None) -> str:
-    """The back-end for these rows and weights: the argument, else `MOXIN_LINEAR`, else what reads the weight once."""
+def linear_backend(
+    x_NI: Tensor, weight: Weight, backend: str | None = None, few_rows: int = FEW_ROWS["numba"]
+) -> str:
+    """The back-end for these rows and weights: the argument, else `MOXIN_LINEAR`, else what is for so many rows.
+
+    `few_rows` are those up to which a CPU reads the weight as it is stored. Whoever wants results that do not depend on the
+    number of rows says the same back-end for all of them with it: either is consistent in itself, with each other they
+    agree to rounding.
+    """
     chosen = choose("linear", BACKENDS, "automatic", backend)
     if chosen != "automatic":
         return chosen
     n_rows, n_inputs = x_NI.shape
     whole = n_inputs % (GROUP if weight.values.dtype == torch.uint8 else 16) == 0
     if x_NI.device.type == "cpu" and x_NI.dtype == torch.float32 and has_numba() and whole:
-        return "numba" if n_rows <= FEW_ROWS["numba"] else "torch"
+        return "numba" if n_rows <= few_rows else "torch"
     if weight.scales is not None and runs_triton(x_NI.device) and n_rows <= FEW_ROWS["triton"]:
         return "triton"
     return "torch"
 
 
-def linear(x_NI: Tensor, weight: Weight, backend: str | None = None) -> Tensor:
+def linear(
+    x_NI: Tensor, weight: Weight, backend: str | None = None, few_rows: int = FEW_ROWS["numba"]
+) -> Tensor:
     """`x @ weight.T`, [N, O] in the type of `x`; without gradients. Raises `ValueError` for shapes that do not fit."""
     if x_NI.ndim != 2 or x_NI.shape[1] != weight.shape[1]:
         raise ValueError(f"rows {list(x_NI.shape)} do not fit a weight {list(weight.shape)}")
-    chosen = linear_backend(x_NI, weight, backend)
+    chosen = linear_backend(x_NI, weight, backend, few_rows)
     if chosen == "numba":
         from kernels.linear_numba import multiply  # only where it is chosen: numba takes 0.3 s to import
 
@@ -133,17 +145,19 @@ def _torch_linear(x_NI: Tensor, weight: Weight) -> Tensor:
     wanted = x_NI.dtype if x_NI.dtype != torch.float32 else kind if weight.scales is None else torch.bfloat16
     if x_NI.device.type == "cpu":
         wanted = matmul_dtype(torch.bfloat16, x_NI.device)
-    rows = x_NI.to(wanted)
+    n_rows, rows = len(x_NI), x_NI.to(wanted)
+    if x_NI.device.type == "cpu" and n_rows < WHOLE_ROWS:
+        rows = F.pad(rows, (0, 0, 0, WHOLE_ROWS - n_rows))
     if weight.scales is None:
-        return F.linear(rows, weight.values.to(wanted)).to(x_NI.dtype)
+        return F.linear(rows, weight.values.to(wanted))[:n_rows].to(x_NI.dtype)
     n_outputs, n_inputs = weight.shape
-    out_NO = torch.empty(len(x_NI), n_outputs, dtype=x_NI.dtype, device=x_NI.device)
+    out_NO = torch.empty(n_rows, n_outputs, dtype=x_NI.dtype, device=x_NI.device)
     step = max(1, TILE // n_inputs)
     for first in range(0, n_outputs, step):
         part = slice(first, first + step)
         if kind == torch.int8:  # the integers are exact; the scale comes after
             assert weight.scales is not None
-            out_NO[:, part] = F.linear(rows, weight.values[part].to(wanted)) * weight.scales[part]
+            out_NO[:, part] = F.linear(rows, weight.values[part].to(wanted))[:n_rows] * weight.scales[part]
         else:
-            out_NO[:, part] = F.linear(rows, weight.dequantised(wanted, part))
+            out_NO[:, part] = F.linear(rows, weight.dequantised(wanted, part))[:n_rows]
     return out_NO

@@ -93,6 +93,7 @@ class Engine:
         dtype = CACHE_DTYPES[cache_dtype] if cache_dtype else self._cache_dtype()
         self.cache = PagedCache(config, max_batch, self.max_len, dtype, device, cache_tokens, chunk)
         self.scheduler = Scheduler(self.cache, chunk, prefill_budget or chunk, prefix_caching)
+        self._few_rows = self._consistent(max_batch)
         self._graphs = DecodeGraphs(self.model, self.cache) if device.type == "cuda" else None
         self._answers: dict[str, list[AnswerSequence]] = {}
         self._siblings: dict[str, int] = {}
@@ -108,6 +109,12 @@ class Engine:
         if stored in (torch.float32, torch.float16):
             return torch.float32
         return matmul_dtype(torch.bfloat16, self.model.device)
+
+    def _consistent(self, max_batch: int) -> int:
+        """Rows up to which answers that are computed together go through one and the same kind of products, so that the
+        company of an answer does not change how it is rounded: those that are best for a full batch."""
+        wide = self.model.layers[0].qkv.values.dtype == torch.float32
+        return 2**30 if wide or max_batch <= FEW else 0
 
     @property
     def has_work(self) -> bool:
@@ -185,11 +192,14 @@ class Engine:
         """One round; what came of it, in no particular order among answers, in that of their tokens within one."""
         works = self.scheduler.plan()
         few = [work for work in works if work.n <= FEW]
-        batches = ([few] if few else []) + [[work] for work in works if work.n > FEW]
-        return [event for batch in batches for event in self._forward(batch)]
+        events = self._forward(few, self._few_rows) if few else []
+        for work in works:
+            if work.n > FEW:
+                events += self._forward([work], 0)
+        return events
 
-    def _forward(self, works: list[Work]) -> list[Event]:
-        logits_RV, rows = self._logits(works)
+    def _forward(self, works: list[Work], few_rows: int) -> list[Event]:
+        logits_RV, rows = self._logits(works, few_rows)
         greedy = logits_RV.argmax(-1).tolist() if len(logits_RV) else []
         events = []
         for work, first in zip(works, rows, strict=True):
@@ -206,7 +216,7 @@ class Engine:
             events += self._advance(work, logits_RV[first:], greedy[first:], computed)
         return events
 
-    def _logits(self, works: list[Work]) -> tuple[Tensor, list[int]]:
+    def _logits(self, works: list[Work], few_rows: int) -> tuple[Tensor, list[int]]:
         """Logits of every position that something is drawn or reported from, and where each work's begin."""
         tokens: list[int] = []
         wanted: list[int] = []
@@ -229,13 +239,13 @@ class Engine:
         if self._graphs is not None and self._graphs.serves(held):
             return self._graphs.logits(tokens, held), rows
         queries = self.cache.queries(held)
-        x_NE = self.model.hidden(torch.tensor(tokens, device=self.model.device), self.cache, queries)
+        x_NE = self.model.hidden(torch.tensor(tokens, device=self.model.device), self.cache, queries, few_rows)
         x_RE = (
             x_NE
             if len(wanted) == len(x_NE)
             else x_NE[torch.tensor(wanted, dtype=torch.int64, device=x_NE.device)]
         )
-        return self.model.logits(x_RE) if wanted else x_RE.new_empty(0, 0), rows
+        return self.model.logits(x_RE, self._few_rows) if wanted else x_RE.new_empty(0, 0), rows
 
     def _read_prompt(self, sequence: AnswerSequence, logits_NV: Tensor, computed: int) -> None:
         """The log-probabilities of the prompt tokens that follow those just read."""

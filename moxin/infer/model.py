@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.alibi import alibi_slopes
-from kernels.linear import Weight, linear
+from kernels.linear import FEW_ROWS, Weight, linear
 from kernels.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from kernels.paged_attention import Queries, paged_attention
 from kernels.rope import rope_, rotation
@@ -93,8 +93,11 @@ class InferenceModel:
         ]
         return sum(weight.n_bytes for weight in tables) + sum(x.numel() * x.itemsize for x in norms)
 
-    def hidden(self, tokens_N: Tensor, cache: PagedCache, queries: Sequence[Queries]) -> Tensor:
-        """What the output projection reads, [N, E]; the tokens' keys and values are written to the cache on the way."""
+    def hidden(
+        self, tokens_N: Tensor, cache: PagedCache, queries: Sequence[Queries], few_rows: int = FEW_ROWS["numba"]
+    ) -> Tensor:
+        """What the output projection reads, [N, E]; the tokens' keys and values are written to the cache on the way.
+        `few_rows` as of `kernels.linear`."""
         config = self.config
         positions_N, longest = queries[0].positions_N, queries[0].longest
         entries = [of.entries(cache.page_size) for of in queries]
@@ -115,7 +118,7 @@ class InferenceModel:
                 h_NE = first(x_NE, layer.attention_norm_E, config.norm_eps)
             else:
                 h_NE, x_NE = others(x_NE, delta_NE, layer.attention_norm_E, config.norm_eps)
-            qkv = linear(h_NE, layer.qkv)
+            qkv = linear(h_NE, layer.qkv, few_rows=few_rows)
             if config.clip_qkv is not None:
                 qkv = qkv.clamp_(-config.clip_qkv, config.clip_qkv)
             if layer.q_norm is not None and layer.k_norm is not None:
@@ -130,15 +133,16 @@ class InferenceModel:
             pages.write(entries[group], k_NKD, v_NKD)
             out_NHD = paged_attention(q_NHD, pages, queries[group], window, slopes_H)
             h_NE, x_NE = others(
-                x_NE, linear(out_NHD.flatten(1), layer.out), layer.mlp_norm_E, config.norm_eps
+                x_NE, linear(out_NHD.flatten(1), layer.out, few_rows=few_rows), layer.mlp_norm_E, config.norm_eps
             )
-            delta_NE = linear(activation(linear(h_NE, layer.up)), layer.down)
+            up = activation(linear(h_NE, layer.up, few_rows=few_rows))
+            delta_NE = linear(up, layer.down, few_rows=few_rows)
         assert delta_NE is not None
         return others(x_NE, delta_NE, self.norm_E, config.norm_eps)[0]
 
-    def logits(self, x_NE: Tensor) -> Tensor:
+    def logits(self, x_NE: Tensor, few_rows: int = FEW_ROWS["numba"]) -> Tensor:
         """[N, V], float32."""
-        return linear(x_NE, self.head).float()
+        return linear(x_NE, self.head, few_rows=few_rows).float()
 
 
 def activation_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:

@@ -14,7 +14,7 @@ SHORTEST_MATCH = 2
 
 
 class PromptLookup:
-    """The guesses for one sequence; remembers where every n-gram of it came last, so a look-up does not search."""
+    """The guesses for one sequence; remembers where every n-gram of it came last, so that a look-up does not search."""
 
     def __init__(self, n_guesses: int) -> None:
         self.n_guesses = n_guesses
@@ -23,7 +23,7 @@ class PromptLookup:
         """An n-gram -> the index behind its last occurrence that has something behind it."""
 
     def guess(self, tokens: Sequence[int]) -> list[int]:
-        """Up to `n_guesses` tokens that may follow; none where the last ones are new."""
+        """`n_guesses` tokens that may follow; none where the last ones are new."""
         for end in range(self._seen + 1, len(tokens)):  # the n-grams that end before the last token
             for n in range(SHORTEST_MATCH, LONGEST_MATCH + 1):
                 if n <= end:
@@ -31,5 +31,8 @@ class PromptLookup:
         self._seen = max(self._seen, len(tokens) - 1)
         for n in range(min(LONGEST_MATCH, len(tokens)), SHORTEST_MATCH - 1, -1):
             if (at := self._last.get(tuple(tokens[len(tokens) - n :]))) is not None:
-                return list(tokens[at : at + self.n_guesses])
+                found = list(tokens[at : at + self.n_guesses])
+                while len(found) < self.n_guesses:  # the text repeats itself right up to its end: so it may go on
+                    found.append(found[len(found) - (len(tokens) - at)])
+                return found
         return []
