@@ -52,7 +52,10 @@ class Detokenizer:
             else:
                 return text
             text += now[len(before) :]
-            self._context, self._done = self._done, end
+            # The context may begin anew where the decoding falls into two there: not within a character's remains.
+            if before + self.decode(self._ids[self._done : end]) == now or end == len(self._ids):
+                self._context = self._done
+            self._done = end
             if end == len(self._ids):
                 return text
 

@@ -14,6 +14,8 @@ from moxin.infer.sampling import SamplingParams
 
 MAX_COMPILED = 64
 """Compiled grammars that are kept; the longest unused one goes first. Requests bring them, so there may be any number."""
+COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""How JSON is spaced. Where any white space may come, a weak model loses itself in it until its tokens are used up."""
 MAX_SOURCE_CHARS = 200_000
 """Longest text of a schema, expression or grammar."""
 
@@ -55,7 +57,7 @@ class Grammars:
             if name == "json_schema":
                 if not isinstance(json.loads(source), (dict, bool)):
                     raise ValueError("a schema is a JSON object")
-                text = make.grammar_from_json_schema(source)
+                text = make.grammar_from_json_schema(source, overrides=COMPACT)
             else:
                 text = make.grammar_from_regex(source) if name == "regex" else make.grammar_from_lark(source)
         except ValueError as error:
