@@ -13,6 +13,7 @@ arXiv 2206.01861): value = integer x scale, the scale chosen so that the largest
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -42,10 +43,19 @@ class Weight:
     values: Tensor
     scales: Tensor | None = None
 
+    @cached_property
+    def n_inputs(self) -> int:
+        return self.values.shape[1] * (2 if self.values.dtype == torch.uint8 else 1)
+
+    @cached_property
+    def suits_numba(self) -> bool:
+        """Whether it lies on a CPU with numba, in rows of whole vectors."""
+        step = GROUP if self.values.dtype == torch.uint8 else 16
+        return self.values.device.type == "cpu" and has_numba() and self.n_inputs % step == 0
+
     @property
     def shape(self) -> tuple[int, int]:
-        n_outputs, n_values = self.values.shape
-        return n_outputs, n_values * (2 if self.values.dtype == torch.uint8 else 1)
+        return len(self.values), self.n_inputs
 
     @property
     def n_bytes(self) -> int:
@@ -110,9 +120,8 @@ def linear_backend(
     chosen = choose("linear", BACKENDS, "automatic", backend)
     if chosen != "automatic":
         return chosen
-    n_rows, n_inputs = x_NI.shape
-    whole = n_inputs % (GROUP if weight.values.dtype == torch.uint8 else 16) == 0
-    if x_NI.device.type == "cpu" and x_NI.dtype == torch.float32 and has_numba() and whole:
+    n_rows = len(x_NI)
+    if weight.suits_numba and x_NI.dtype == torch.float32:
         return "numba" if n_rows <= few_rows else "torch"
     if weight.scales is not None and runs_triton(x_NI.device) and n_rows <= FEW_ROWS["triton"]:
         return "triton"
@@ -123,7 +132,7 @@ def linear(
     x_NI: Tensor, weight: Weight, backend: str | None = None, few_rows: int = FEW_ROWS["numba"]
 ) -> Tensor:
     """`x @ weight.T`, [N, O] in the type of `x`; without gradients. Raises `ValueError` for shapes that do not fit."""
-    if x_NI.ndim != 2 or x_NI.shape[1] != weight.shape[1]:
+    if x_NI.ndim != 2 or x_NI.shape[1] != weight.n_inputs:
         raise ValueError(f"rows {list(x_NI.shape)} do not fit a weight {list(weight.shape)}")
     chosen = linear_backend(x_NI, weight, backend, few_rows)
     if chosen == "numba":

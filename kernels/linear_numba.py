@@ -27,6 +27,8 @@ GROUP = 32
 """Inputs that share a scale where weights have 4 bits (`kernels.linear.GROUP`)."""
 TASK = 64
 """Outputs that a thread takes at a time."""
+PREFETCH_BYTES = 6144
+"""How far ahead, at least, weights are asked for."""
 LIKE = {
     torch.float32: np.empty(0, np.float32),
     torch.bfloat16: np.empty(0, np.uint16),
@@ -107,6 +109,9 @@ def _emit(builder, kind, n_outputs, n_rows, w_at, w_stride, x_at, x_stride, y_at
     reduce = get_or_insert_function(
         builder.module, ir.FunctionType(_F32, [_F32, _WIDE]), "llvm.vector.reduce.fadd.v16f32"
     )
+    prefetch = get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32]), "llvm.prefetch.p0"
+    )
 
     def along(start: Any, stride: Any, n: int) -> list[Any]:
         return [builder.add(start, builder.mul(stride, _I64(k))) for k in range(n)]
@@ -114,6 +119,9 @@ def _emit(builder, kind, n_outputs, n_rows, w_at, w_stride, x_at, x_stride, y_at
     rows, columns = along(w_at, w_stride, n_outputs), along(x_at, x_stride, n_rows)
     scales = along(scale_at, scale_stride, n_outputs)
     n_steps = builder.udiv(inputs, _I64(step))
+    block_bytes = builder.mul(w_stride, _I64(n_outputs))
+    blocks = builder.add(_I64(1), builder.udiv(_I64(PREFETCH_BYTES), block_bytes))
+    distance = builder.mul(block_bytes, blocks)
     before = builder.block
     head, body, end = (builder.append_basic_block(name) for name in ("head", "body", "end"))
     builder.branch(head)
@@ -136,6 +144,11 @@ def _emit(builder, kind, n_outputs, n_rows, w_at, w_stride, x_at, x_stride, y_at
         ]
         for first in range(0, step, LANES)
     ]
+    # The same place some blocks on: rows are too short for the hardware to foresee what comes.
+    ahead = builder.add(w_offset, distance)
+    for row in rows:
+        pointer = builder.inttoptr(builder.add(row, ahead), _I8.as_pointer())
+        builder.call(prefetch, [pointer, _I32(0), _I32(3), _I32(1)])
     for o, row in enumerate(sums):
         parts = _weights(builder, kind, builder.add(rows[o], w_offset))
         if in_groups:
