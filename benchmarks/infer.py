@@ -1,7 +1,7 @@
 """Speed of the inference engine beside its peers, in one process, taking turns: medians of what they do in the same minutes.
 
     python benchmarks/infer.py single 60m 760m        # one request: transformers.generate, llama.cpp
-    python benchmarks/infer.py concurrent 60m 760m    # 16 requests of mixed length: transformers, one padded batch and one by one
+    python benchmarks/infer.py concurrent 60m 760m    # 16 requests of mixed length: one padded batch, and one by one
     python benchmarks/infer.py gpu                    # on a CUDA device: Moxin-7B and MPT-30B shapes against the targets
 
 Weights are random: speed does not depend on them. llama.cpp is measured where llama-cpp-python and gguf are installed.
@@ -9,6 +9,7 @@ Weights are random: speed does not depend on them. llama.cpp is measured where l
 
 import argparse
 import gc
+import itertools
 import random
 import statistics
 import sys
@@ -50,7 +51,7 @@ class Moxin:
         while self.engine.has_work:
             if self.engine.step():
                 times.append(time.perf_counter())
-        return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        return [later - earlier for earlier, later in itertools.pairwise(times)]
 
     def seconds(self, requests: list[tuple[list[int], int]]) -> float:
         """For all answers of a list of (prompt, tokens)."""
@@ -217,7 +218,9 @@ def on_gpu() -> dict[str, Any]:
         ms = 1000 * statistics.median(engine.token_seconds(prompt, 256))
         found[f"moxin_7b {weights} ms"] = ms
         share = weight_bytes(PRESETS["moxin_7b"], weights) / bandwidth / ms * 1000
-        rows.append((f"moxin_7b {weights}, batch 1", f"{ms:.2f} ms a token", f"{share:.0%} of the bandwidth's bound"))
+        rows.append(
+            (f"moxin_7b {weights}, batch 1", f"{ms:.2f} ms a token", f"{share:.0%} of the bandwidth's bound")
+        )
         del engine
         torch.cuda.empty_cache()
     ratio = found["moxin_7b bfloat16 ms"] / found["moxin_7b int8 ms"]
@@ -232,18 +235,23 @@ def on_gpu() -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     config = PRESETS["mpt_30b"]
     room = fit(config, "int8", "bfloat16", 40 * 2**30).n_tokens
-    engine = Moxin(random_on_gpu("mpt_30b", "int8"), max_len=4096, max_batch=1, cache_tokens=room, prefill_chunk=512)
+    engine = Moxin(
+        random_on_gpu("mpt_30b", "int8"), max_len=4096, max_batch=1, cache_tokens=room, prefill_chunk=512
+    )
     ms = 1000 * statistics.median(engine.token_seconds(prompt_of(2048, 50_000), 64))
     peak = torch.cuda.max_memory_allocated()
     found |= {"mpt_30b ms": ms, "mpt_30b peak bytes": peak}
     cache = room * cache_bytes_per_token(config, "bfloat16") / 2**30
-    rows.append((f"mpt_30b int8, {room:,} tokens of cache ({cache:.1f} GiB)", f"{ms:.1f} ms", f"peak {peak / 2**30:.1f} GiB"))
+    what = f"mpt_30b int8, {room:,} tokens of cache ({cache:.1f} GiB)"
+    rows.append((what, f"{ms:.1f} ms", f"peak {peak / 2**30:.1f} GiB"))
     table(torch.cuda.get_device_name(), ("what", "measured", "against"), rows)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("single", "concurrent", "gpu"))
     parser.add_argument("presets", nargs="*", help="shapes of moxin.model.presets (default: 60m)")
     parser.add_argument("--rounds", type=int, default=5)

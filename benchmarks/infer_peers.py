@@ -1,6 +1,7 @@
 """transformers and llama.cpp with the same weights, measured as `benchmarks/infer.py` measures the engine."""
 
 import importlib.util
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Transformers:
         ids = torch.tensor([prompt])
         self._generate(ids, torch.ones_like(ids), n, clock)
         times = clock.times[1:]  # the prompt comes first
-        return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        return [later - earlier for earlier, later in itertools.pairwise(times)]
 
     def batch_seconds(self, requests: list[tuple[list[int], int]]) -> float:
         """One batch, padded on the left, until the longest answer ends."""
@@ -94,10 +95,12 @@ class LlamaCpp:
         for _ in range(n):
             array = (api.llama_token * len(tokens))(*tokens)
             assert api.llama_decode(self.context, api.llama_batch_get_one(array, len(tokens))) == 0
-            logits = np.ctypeslib.as_array(api.llama_get_logits_ith(self.context, -1), shape=(self.vocab_size,))
+            logits = np.ctypeslib.as_array(
+                api.llama_get_logits_ith(self.context, -1), shape=(self.vocab_size,)
+            )
             tokens = [int(logits.argmax())]
             times.append(time.perf_counter())
-        return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
 _kept: list[Any] = []
@@ -133,7 +136,11 @@ def _write_gguf(model: Decoder, kind: str, path: Path) -> None:
     writer.add_tokenizer_model("no_vocab")
     names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
     names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
-    names |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    names |= {
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
     outside = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     quantised = {
         "float32": gguf.GGMLQuantizationType.F32,

@@ -110,7 +110,9 @@ def _emit(builder, kind, n_outputs, n_rows, w_at, w_stride, x_at, x_stride, y_at
         builder.module, ir.FunctionType(_F32, [_F32, _WIDE]), "llvm.vector.reduce.fadd.v16f32"
     )
     prefetch = get_or_insert_function(
-        builder.module, ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32]), "llvm.prefetch.p0"
+        builder.module,
+        ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32]),
+        "llvm.prefetch.p0",
     )
 
     def along(start: Any, stride: Any, n: int) -> list[Any]:

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
-"""Products of up to 64 rows with int8 or 4-bit weights in Triton: the weight is read as it is stored and widened in registers.
+"""Products of up to 64 rows with int8 or 4-bit weights in Triton: the weight is read as stored and widened in registers.
 
 A program makes a block of outputs for all rows; sums are float32. Letters of tensor names as in `kernels.linear`.
 """

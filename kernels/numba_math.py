@@ -107,7 +107,9 @@ def threads_for(n_elements: int) -> int:
     Call it before a kernel: a training worker has one thread, whatever the machine has.
     """
     n_threads = 1 if n_elements < ALONE else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    if getattr(_set, "n_threads", None) != n_threads:  # numba keeps it for each thread, too, and takes 10 us to set it
+    if (
+        getattr(_set, "n_threads", None) != n_threads
+    ):  # numba keeps it for each thread, too, and takes 10 us to set it
         numba.set_num_threads(n_threads)
         _set.n_threads = n_threads
     return n_threads

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from kernels.precision import matmul_dtype
-from moxin.infer.cache import PagedCache
+from moxin.infer.cache import PAGE_SIZE, PagedCache, columns_of
 from moxin.infer.detokenize import Decode
 from moxin.infer.grammar import Grammars
 from moxin.infer.graphs import DecodeGraphs
+from moxin.infer.memory import cache_bytes_per_token
 from moxin.infer.model import InferenceModel
 from moxin.infer.request import Event, Request, Stats
 from moxin.infer.sampling import logprobs_of
@@ -32,6 +33,8 @@ PREFILL_CHUNK_GPU = 2048
 FEW = 16
 """Tokens of an answer up to which it is computed together with others; a longer part fills the machine by itself."""
 MOST_GUESSES = 15
+FREE_SHARE = 0.85
+"""Of a GPU's free memory, for the cache; the rest is for activations and CUDA graphs."""
 CACHE_DTYPES = {
     "int8": torch.int8,
     "bfloat16": torch.bfloat16,
@@ -45,7 +48,7 @@ class Engine:
 
     `max_batch` is the number of answers in work at once, `max_len` bounds prompt and answer together (by default
     `max_seq_len`), `cache_tokens` the tokens of all answers that the cache has room for (by default every answer at its
-    longest). `cache_dtype` is "int8", a float type, or None for the type of the weights (on a CPU without bfloat16 products
+    longest, on a GPU as many as fit). `cache_dtype` is "int8", a float type, or None for the type of the weights (on a CPU without bfloat16 products
     float32). `decode` gives events their text; stop strings need it. `eos_ids` end an answer unless it has `ignore_eos`.
     `grammars` serve constrained answers. `speculate` is the number of tokens guessed ahead, 0 to 15.
 
@@ -91,6 +94,11 @@ class Engine:
                 f"max_len = {self.max_len} exceeds model.max_seq_len = {config.max_seq_len}: learned positions end"
             )
         dtype = CACHE_DTYPES[cache_dtype] if cache_dtype else self._cache_dtype()
+        if cache_tokens is None and device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            per_token = cache_bytes_per_token(config, cache_dtype or str(dtype).removeprefix("torch."))
+            columns = max(columns_of(window, self.max_len, chunk) for window in config.windows)
+            cache_tokens = min(max_batch * columns * PAGE_SIZE, int(free * FREE_SHARE) // per_token)
         self.cache = PagedCache(config, max_batch, self.max_len, dtype, device, cache_tokens, chunk)
         self.scheduler = Scheduler(self.cache, chunk, prefill_budget or chunk, prefix_caching)
         self._few_rows = self._consistent(max_batch)
@@ -239,7 +247,9 @@ class Engine:
         if self._graphs is not None and self._graphs.serves(held):
             return self._graphs.logits(tokens, held), rows
         queries = self.cache.queries(held)
-        x_NE = self.model.hidden(torch.tensor(tokens, device=self.model.device), self.cache, queries, few_rows)
+        x_NE = self.model.hidden(
+            torch.tensor(tokens, device=self.model.device), self.cache, queries, few_rows
+        )
         x_RE = (
             x_NE
             if len(wanted) == len(x_NE)

@@ -4,6 +4,7 @@
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import llguidance
 import numpy as np
@@ -14,7 +15,7 @@ from moxin.infer.sampling import SamplingParams
 
 MAX_COMPILED = 64
 """Compiled grammars that are kept; the longest unused one goes first. Requests bring them, so there may be any number."""
-COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How JSON is spaced. Where any white space may come, a weak model loses itself in it until its tokens are used up."""
 MAX_SOURCE_CHARS = 200_000
 """Longest text of a schema, expression or grammar."""

@@ -23,15 +23,15 @@ def load(url: str, weights: str | None = None, device: torch.device | str = "cpu
     Quantised models have all matrices quantised, the embedding too; norms and activations keep the stored type, on a GPU
     bfloat16 where that is float32. Every matrix is quantised before the next is read.
 
-    Raises `ValueError` for an unknown kind, a folder that is incomplete or of an unknown architecture, and for 4 bits where a
-    matrix has rows that are no multiple of 32.
+    Raises `ValueError` for an unknown kind, a folder that is incomplete or of an unknown architecture, and for 4 bits where
+    a matrix has rows that are no multiple of 32.
     """
     config = checkpoint.load_config(url)
     check_kind(config, weights)
     device = torch.device(device)
     with checkpoint.open_checked(url, config) as reader:
         stored = max((entry.dtype for entry in reader.entries.values()), key=lambda dtype: dtype.itemsize)
-        dense = DTYPES[weights] if weights in DTYPES else stored
+        dense = DTYPES.get(weights or "", stored)
         if weights in QUANTISED and device.type != "cpu" and dense == torch.float32:
             dense = torch.bfloat16
         found = _Parameters(config, reader, weights if weights in QUANTISED else None, dense, device)
@@ -60,7 +60,7 @@ def converted(model: InferenceModel, weights: str) -> InferenceModel:
 
     embedding = other(model.embedding)
     layers = tuple(
-        replace(layer, **{name: other(getattr(layer, name)) for name in ("qkv", "out", "up", "down")})
+        replace(layer, qkv=other(layer.qkv), out=other(layer.out), up=other(layer.up), down=other(layer.down))
         for layer in model.layers
     )
     head = embedding if model.head is model.embedding else other(model.head)

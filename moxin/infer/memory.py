@@ -16,7 +16,7 @@ SCALE_BYTES = 4
 
 
 def weight_bytes(config: ModelConfig, weights: str) -> int:
-    """Of all parameters. int8 has a scale for every output of a matrix, 4 bits one for every 32 inputs; norms keep 16 bits."""
+    """Of all parameters. int8 has a scale for every output, 4 bits one for every 32 inputs; norms keep 16 bits."""
     count, matrices = n_parameters(config), _matrices(config)
     if weights not in ("int8", "int4"):
         return int(count * WEIGHT_BYTES[weights])
@@ -87,9 +87,9 @@ def fit(
     n_tokens = (usable - taken) // per_token // PAGE_SIZE * PAGE_SIZE
     if n_tokens < PAGE_SIZE:
         raise ValueError(
-            f"{weights} weights take {taken / GIB:.1f} GiB and a page of {PAGE_SIZE} tokens {PAGE_SIZE * per_token / MIB:.1f} "
-            f"MiB of {cache} cache; of the card's {card_bytes / GIB:.1f} GiB {utilization:.0%} are {usable / GIB:.1f} GiB: no "
-            f"token fits. Take {_smaller(weights)}, or a larger card"
+            f"{weights} weights take {taken / GIB:.1f} GiB and a page of {PAGE_SIZE} tokens "
+            f"{PAGE_SIZE * per_token / MIB:.1f} MiB of {cache} cache; of the card's {card_bytes / GIB:.1f} GiB "
+            f"{utilization:.0%} are {usable / GIB:.1f} GiB: no token fits. Take {_smaller(weights)}, or a larger card"
         )
     return Fit(card_bytes, usable, taken, per_token, n_tokens)
 

@@ -94,7 +94,11 @@ class InferenceModel:
         return sum(weight.n_bytes for weight in tables) + sum(x.numel() * x.itemsize for x in norms)
 
     def hidden(
-        self, tokens_N: Tensor, cache: PagedCache, queries: Sequence[Queries], few_rows: int = FEW_ROWS["numba"]
+        self,
+        tokens_N: Tensor,
+        cache: PagedCache,
+        queries: Sequence[Queries],
+        few_rows: int = FEW_ROWS["numba"],
     ) -> Tensor:
         """What the output projection reads, [N, E]; the tokens' keys and values are written to the cache on the way.
         `few_rows` as of `kernels.linear`."""
@@ -133,7 +137,10 @@ class InferenceModel:
             pages.write(entries[group], k_NKD, v_NKD)
             out_NHD = paged_attention(q_NHD, pages, queries[group], window, slopes_H)
             h_NE, x_NE = others(
-                x_NE, linear(out_NHD.flatten(1), layer.out, few_rows=few_rows), layer.mlp_norm_E, config.norm_eps
+                x_NE,
+                linear(out_NHD.flatten(1), layer.out, few_rows=few_rows),
+                layer.mlp_norm_E,
+                config.norm_eps,
             )
             up = activation(linear(h_NE, layer.up, few_rows=few_rows))
             delta_NE = linear(up, layer.down, few_rows=few_rows)

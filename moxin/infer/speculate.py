@@ -32,7 +32,9 @@ class PromptLookup:
         for n in range(min(LONGEST_MATCH, len(tokens)), SHORTEST_MATCH - 1, -1):
             if (at := self._last.get(tuple(tokens[len(tokens) - n :]))) is not None:
                 found = list(tokens[at : at + self.n_guesses])
-                while len(found) < self.n_guesses:  # the text repeats itself right up to its end: so it may go on
+                while (
+                    len(found) < self.n_guesses
+                ):  # the text repeats itself right up to its end: so it may go on
                     found.append(found[len(found) - (len(tokens) - at)])
                 return found
         return []

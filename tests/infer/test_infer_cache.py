@@ -108,19 +108,24 @@ def test_published_sizes() -> None:
     found = fit(MPT_30B, "int8", "float16", 40 * GIB)
     assert 7_000 < found.n_tokens < 8_500
     assert fit(MPT_30B, "int8", "int8", 40 * GIB).n_tokens > 1.9 * found.n_tokens
-    assert dict((row[0], row[1]) for row in rows(MPT_30B, found, "int8", "float16"))["weights"] == "27.9 GiB"
+    assert {row[0]: row[1] for row in rows(MPT_30B, found, "int8", "float16")}["weights"] == "27.9 GiB"
     assert found.weights + found.n_tokens * found.per_token <= found.usable
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("bfloat16", "float16", 40 * GIB), r"bfloat16 weights take 55\.8 GiB .* no token fits\. Take int8 weights"),
+        (
+            ("bfloat16", "float16", 40 * GIB),
+            r"bfloat16 weights take 55\.8 GiB .* no token fits\. Take int8 weights",
+        ),
         (("int8", "float16", 24 * GIB), "Take int4 weights"),
         (("int7", "float16", 40 * GIB), "weights = 'int7'"),
         (("int8", "float8", 40 * GIB), "cache = 'float8'"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_its_arithmetic(arguments: tuple[str, str, int], message: str) -> None:
+def test_what_does_not_fit_is_refused_with_its_arithmetic(
+    arguments: tuple[str, str, int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         fit(MPT_30B, *arguments)

@@ -104,7 +104,9 @@ def test_a_storm_leaves_nothing_behind(seed: int) -> None:
     """Requests and cancellations at random in a cache that is too small: whoever ends has the right tokens."""
     draw = random.Random(seed)
     model = decoder(OURS["windows by layer, one full"])
-    engine = Engine(model, max_batch=5, max_len=80, cache_tokens=128, prefill_chunk=17, speculate=seed % 2 * 3)
+    engine = Engine(
+        model, max_batch=5, max_len=80, cache_tokens=128, prefill_chunk=17, speculate=seed % 2 * 3
+    )
     prompts: dict[str, list[int]] = {}
     done: dict[str, list[int]] = {}
     ended = 0
@@ -112,7 +114,9 @@ def test_a_storm_leaves_nothing_behind(seed: int) -> None:
         if draw.random() < 0.6:
             start = draw.randrange(3)
             prompts[str(number)] = [(start + i) % V for i in range(draw.randint(1, 60))]
-            engine.add(Request(str(number), prompts[str(number)], SamplingParams(max_tokens=draw.randint(1, 19))))
+            engine.add(
+                Request(str(number), prompts[str(number)], SamplingParams(max_tokens=draw.randint(1, 19)))
+            )
         if draw.random() < 0.2 and prompts:
             engine.cancel(draw.choice(list(prompts)))
         for event in engine.step():

@@ -84,7 +84,13 @@ def test_a_prefix_that_is_remembered_changes_no_token(name: str) -> None:
     assert stats.prefix_cache_hits == 48 + 48 + 32 + 16 + 48 + 48 + 48 + 32 + 64
     assert stats.prefix_cache_hits < stats.prefix_cache_queries
     assert idle(engine)
-    turn = [*prompts[0], *uncached(model, prompts[0], 10), 7, 8, 9]  # a second turn, after the first one's answer
+    turn = [
+        *prompts[0],
+        *uncached(model, prompts[0], 10),
+        7,
+        8,
+        9,
+    ]  # a second turn, after the first one's answer
     assert answer_all(engine, [turn], params) == [uncached(model, turn, 10)]
     assert engine.stats.prefix_cache_hits == stats.prefix_cache_hits + 48
     engine.add(Request("other", prompts[0], params, salt="another tenant"))
@@ -96,7 +102,9 @@ def test_alibi_far_beyond_the_trained_length() -> None:
     model = decoder(dataclasses.replace(MPT, max_seq_len=16))
     prompt = [(11 * i) % V for i in range(70)]
     answers = answer_all(Engine(model, max_batch=1, max_len=120), [prompt], SamplingParams(max_tokens=40))
-    model.config = dataclasses.replace(MPT, max_seq_len=128)  # transformers makes its biases for no more than max_seq_len tokens; they do not depend on it
+    model.config = dataclasses.replace(
+        MPT, max_seq_len=128
+    )  # transformers makes its biases for no more than max_seq_len tokens; they do not depend on it
     assert answers == their_answers(model, [prompt], 40) == [uncached(model, prompt, 40)]
 
 
@@ -183,7 +191,9 @@ def test_an_answer_has_the_same_bits_in_any_company() -> None:
     def run(n_others: int) -> list[object]:
         engine = Engine(model, max_batch=8, max_len=64)
         for k in range(n_others):
-            engine.add(Request(f"other {k}", [k + 1] * (5 + k), SamplingParams(max_tokens=20, temperature=1.0)))
+            engine.add(
+                Request(f"other {k}", [k + 1] * (5 + k), SamplingParams(max_tokens=20, temperature=1.0))
+            )
         engine.add(Request("a", [(7 * i) % V for i in range(12)], params))
         return [event.logprobs for event in drain(engine)["a", 0]]
 

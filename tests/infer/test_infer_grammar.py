@@ -32,13 +32,20 @@ SCHEMA = {
 def engine() -> Engine:
     grammars = Grammars(TOKENIZER._backend.to_str(), VOCAB, [TOKENIZER.eos_id])
     return Engine(
-        MODEL, max_batch=4, decode=TOKENIZER.decode, eos_ids=[TOKENIZER.eos_id], grammars=grammars, speculate=3
+        MODEL,
+        max_batch=4,
+        decode=TOKENIZER.decode,
+        eos_ids=[TOKENIZER.eos_id],
+        grammars=grammars,
+        speculate=3,
     )
 
 
 def answers(engine: Engine, params: SamplingParams) -> list[tuple[str, str | None]]:
     engine.add(Request("a", [1, 2, 3], params))
-    found = [("".join(event.text for event in events), events[-1].finished) for events in drain(engine).values()]
+    found = [
+        ("".join(event.text for event in events), events[-1].finished) for events in drain(engine).values()
+    ]
     assert idle(engine)
     return found
 
@@ -46,7 +53,12 @@ def answers(engine: Engine, params: SamplingParams) -> list[tuple[str, str | Non
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_json_is_of_its_schema(temperature: float) -> None:
     params = SamplingParams(
-        max_tokens=200, temperature=temperature, seed=1, n=4, json_schema=json.dumps(SCHEMA), repetition_penalty=1.5
+        max_tokens=200,
+        temperature=temperature,
+        seed=1,
+        n=4,
+        json_schema=json.dumps(SCHEMA),
+        repetition_penalty=1.5,
     )
     for text, finished in answers(engine(), params):
         assert finished == "stop"
@@ -64,7 +76,9 @@ def test_a_regular_expression_is_matched() -> None:
 
 def test_a_grammar_is_followed() -> None:
     lark = 'start: "(" item ("+" item)* ")"\nitem: /[0-9]/'
-    for text, _ in answers(engine(), SamplingParams(max_tokens=150, temperature=1.0, seed=3, n=3, grammar=lark)):
+    for text, _ in answers(
+        engine(), SamplingParams(max_tokens=150, temperature=1.0, seed=3, n=3, grammar=lark)
+    ):
         assert re.fullmatch(r"\(\d(\+\d)*\)?.*", text)
 
 

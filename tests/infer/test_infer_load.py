@@ -38,7 +38,9 @@ def test_weights_take_what_the_arithmetic_says() -> None:
     assert ours.n_bytes == weight_bytes(config, "float32")
     norms = 5 * 64
     for kind in ("int8", "int4"):
-        assert converted(ours, kind).n_bytes == weight_bytes(config, kind) + norms * 2  # float32 here, 16 bits there
+        assert (
+            converted(ours, kind).n_bytes == weight_bytes(config, kind) + norms * 2
+        )  # float32 here, 16 bits there
 
 
 @pytest.mark.slow
@@ -54,7 +56,9 @@ def test_quantising_needs_no_more_than_the_result_and_a_tensor(tmp_path: Path) -
         "kernels.linear.int8_weight(torch.randn(64, 64)); before = peak(); model = load(sys.argv[1], 'int8')\n"
         "print(peak() - before, model.n_bytes)"
     )
-    ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     grown, size = map(int, ran.stdout.split())
     assert size < 260_000_000
     assert grown < size + 60_000_000 + 4 * 16000 * 1024 * 2  # a shard, and a tensor while it is widened
