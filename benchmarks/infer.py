@@ -38,6 +38,7 @@ from moxin.model.presets import PRESETS
 PROMPT, ANSWER = 32, 32
 """Tokens of the single request."""
 N_CONCURRENT = 16
+KINDS = ("float32", "bfloat16", "int8", "int4")
 
 
 class Moxin:
@@ -80,26 +81,23 @@ def taking_turns(peers: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
     return found
 
 
-def single(preset: str, rounds: int) -> dict[str, Any]:
+def single(preset: str, rounds: int, kinds: list[str]) -> dict[str, Any]:
     """Milliseconds a token at batch 1: the median over tokens and rounds."""
     config = PRESETS[preset]
     decoder = Decoder(config).eval()
     prompt = prompt_of(PROMPT, config.vocab_size)
     dense = InferenceModel.of(decoder)
-    half = converted(dense, "bfloat16")
-    peers: dict[str, Any] = {
-        "moxin float32": Moxin(dense),
-        "moxin bfloat16": Moxin(half),
-        "moxin int8": Moxin(converted(dense, "int8")),
-        "moxin int4": Moxin(converted(dense, "int4")),
-        "transformers float32": Transformers(decoder, torch.float32),
-        "transformers bfloat16": Transformers(decoder, torch.bfloat16),
-    }
+    peers: dict[str, Any] = {}
+    for kind in kinds:
+        peers[f"moxin {kind}"] = Moxin(dense if kind == "float32" else converted(dense, kind))
+    theirs = [kind for kind in kinds if kind in ("float32", "bfloat16")] or ["bfloat16"]
+    for kind in theirs:
+        peers[f"transformers {kind}"] = Transformers(decoder, getattr(torch, kind))
     with tempfile.TemporaryDirectory() as folder:
         if LlamaCpp.installed():
-            for kind in ("float32", "bfloat16", "int8"):
+            for kind in [kind for kind in kinds if kind != "int4"]:
                 peers[f"llama.cpp {kind}"] = LlamaCpp(decoder, kind, Path(folder))
-        del decoder
+        del decoder, dense
         gc.collect()
         runs = {
             name: (lambda peer=peer: statistics.median(peer.token_seconds(prompt, ANSWER)))
@@ -108,14 +106,13 @@ def single(preset: str, rounds: int) -> dict[str, Any]:
         found = {name: 1000 * statistics.median(times) for name, times in taking_turns(runs, rounds).items()}
     table(
         f"{preset}, one request, {torch.get_num_threads()} threads",
-        ("engine", "ms a token", "GB/s of weights", "x transformers bfloat16", "x transformers float32"),
+        ("engine", "ms a token", "GB/s of weights", *(f"x transformers {kind}" for kind in theirs)),
         [
             (
                 name,
                 f"{ms:.2f}",
                 f"{weight_bytes(config, name.split()[1]) / ms / 1e6:.1f}",
-                f"{found['transformers bfloat16'] / ms:.2f}",
-                f"{found['transformers float32'] / ms:.2f}",
+                *(f"{found[f'transformers {kind}'] / ms:.2f}" for kind in theirs),
             )
             for name, ms in found.items()
         ],
@@ -132,25 +129,26 @@ def mixed_requests(vocab_size: int) -> list[tuple[list[int], int]]:
     ]
 
 
-def concurrent(preset: str, rounds: int) -> dict[str, Any]:
+def concurrent(preset: str, rounds: int, kinds: list[str]) -> dict[str, Any]:
     """Output tokens a second of 16 requests that come at once."""
     config = PRESETS[preset]
     decoder = Decoder(config).eval()
     requests = mixed_requests(config.vocab_size)
     total = sum(n for _, n in requests)
     dense = InferenceModel.of(decoder)
-    theirs = {dtype: Transformers(decoder, getattr(torch, dtype)) for dtype in ("float32", "bfloat16")}
+    dtypes = [kind for kind in kinds if kind in ("float32", "bfloat16")] or ["bfloat16"]
+    theirs = {dtype: Transformers(decoder, getattr(torch, dtype)) for dtype in dtypes}
     runs: dict[str, Callable[[], float]] = {}
-    for kind in ("float32", "bfloat16", "int8"):
+    for kind in kinds:
         ours = Moxin(dense if kind == "float32" else converted(dense, kind), max_batch=N_CONCURRENT)
         runs[f"moxin {kind}"] = lambda ours=ours: ours.seconds(requests)
     for dtype, peer in theirs.items():
         runs[f"transformers {dtype}, padded batch"] = lambda peer=peer: peer.batch_seconds(requests)
-    runs["transformers bfloat16, one by one"] = lambda: theirs["bfloat16"].each_seconds(requests)
+    runs["transformers, one by one"] = lambda: theirs[dtypes[-1]].each_seconds(requests)
     seconds = {name: statistics.median(times) for name, times in taking_turns(runs, rounds).items()}
     speed = {name: total / value for name, value in seconds.items()}
     best = max(value for name, value in speed.items() if "padded" in name)
-    alone = speed["transformers bfloat16, one by one"]
+    alone = speed["transformers, one by one"]
     table(
         f"{preset}, {N_CONCURRENT} requests, {total} tokens, {torch.get_num_threads()} threads",
         ("engine", "tokens/s", "x best padded batch", "x one by one"),
@@ -255,6 +253,7 @@ def main() -> None:
     parser.add_argument("what", choices=("single", "concurrent", "gpu"))
     parser.add_argument("presets", nargs="*", help="shapes of moxin.model.presets (default: 60m)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="of weights")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; as many as PyTorch takes where 0")
     parser.add_argument("--out", default=str(common.RESULTS), help="folder of the result")
     args = parser.parse_args()
@@ -264,7 +263,7 @@ def main() -> None:
         results: Any = on_gpu()
     else:
         run = single if args.what == "single" else concurrent
-        results = [run(preset, args.rounds) for preset in args.presets or ["60m"]]
+        results = [run(preset, args.rounds, args.kinds) for preset in args.presets or ["60m"]]
     say("")
     packages = ("transformers", "numba", "triton", "llama_cpp_python")
     common.write(f"infer-{args.what}", {"rounds": args.rounds, "results": results}, args.out, packages)

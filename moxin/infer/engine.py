@@ -47,10 +47,10 @@ class Engine:
     """Requests in, events out; one thread.
 
     `max_batch` is the number of answers in work at once, `max_len` bounds prompt and answer together (by default
-    `max_seq_len`), `cache_tokens` the tokens of all answers that the cache has room for (by default every answer at its
-    longest, on a GPU as many as fit). `cache_dtype` is "int8", a float type, or None for the type of the weights (on a CPU without bfloat16 products
-    float32). `decode` gives events their text; stop strings need it. `eos_ids` end an answer unless it has `ignore_eos`.
-    `grammars` serve constrained answers. `speculate` is the number of tokens guessed ahead, 0 to 15.
+    `max_seq_len`), `cache_tokens` the tokens of all answers that the cache has room for: by default every answer at its
+    longest, on a GPU as many as fit. `cache_dtype` is "int8", a float type, or None for the type of the weights (on a CPU
+    without bfloat16 products float32). `decode` gives events their text; stop strings need it. `eos_ids` end an answer
+    unless it has `ignore_eos`. `grammars` serve constrained answers. `speculate` tokens are guessed ahead, 0 to 15.
 
     Raises `ValueError` for settings that do not fit the model or each other.
     """
