@@ -34,6 +34,7 @@ from moxin.infer.request import Request
 from moxin.infer.sampling import SamplingParams
 from moxin.model.decoder import Decoder
 from moxin.model.presets import PRESETS
+from moxin.recipe import ModelConfig
 
 PROMPT, ANSWER = 32, 32
 """Tokens of the single request."""
@@ -69,6 +70,20 @@ def prompt_of(n: int, vocab_size: int, seed: int = 0) -> list[int]:
     return [draw.randrange(vocab_size) for _ in range(n)]
 
 
+def random_decoder(config: ModelConfig) -> Decoder:
+    """Filled from one block of random numbers over and over: making them all would take longer than the measurement."""
+    decoder = Decoder(config, seed=None).eval()
+    block = 0.02 * torch.randn(2**20 + 7, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                repeats = -(-parameter.numel() // len(block))
+                parameter.copy_(block.repeat(repeats)[: parameter.numel()].view_as(parameter))
+    return decoder
+
+
 def taking_turns(peers: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
     """What each returns in every round, after one that is not counted."""
     for run in peers.values():
@@ -84,7 +99,7 @@ def taking_turns(peers: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
 def single(preset: str, rounds: int, kinds: list[str]) -> dict[str, Any]:
     """Milliseconds a token at batch 1: the median over tokens and rounds."""
     config = PRESETS[preset]
-    decoder = Decoder(config).eval()
+    decoder = random_decoder(config)
     prompt = prompt_of(PROMPT, config.vocab_size)
     dense = InferenceModel.of(decoder)
     peers: dict[str, Any] = {}
@@ -132,7 +147,7 @@ def mixed_requests(vocab_size: int) -> list[tuple[list[int], int]]:
 def concurrent(preset: str, rounds: int, kinds: list[str]) -> dict[str, Any]:
     """Output tokens a second of 16 requests that come at once."""
     config = PRESETS[preset]
-    decoder = Decoder(config).eval()
+    decoder = random_decoder(config)
     requests = mixed_requests(config.vocab_size)
     total = sum(n for _, n in requests)
     dense = InferenceModel.of(decoder)

@@ -217,7 +217,7 @@ class Engine:
                 self._counts["prompt"] += min(computed, sequence.n_prompt) - sequence.n_computed
             if sequence.prompt_logprobs is not None:
                 self._read_prompt(sequence, logits_RV[first : first + work.n], computed)
-                first += work.n - 1
+                first += work.n - len(work.guesses) - 1
             if not work.completes:
                 self.scheduler.computed(sequence, computed)
                 continue

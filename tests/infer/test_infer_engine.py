@@ -206,6 +206,20 @@ def test_log_probabilities_of_answer_and_prompt() -> None:
             assert [token for token, _ in logprobs.top] == row.topk(n).indices.tolist()
 
 
+def test_a_prompt_that_leaves_one_token_to_a_chunk_is_reported_beside_guesses() -> None:
+    prompt = [1, 2, 3] * 6
+    params = SamplingParams(max_tokens=8, prompt_logprobs=0)
+    found = []
+    for settings in ({"speculate": 4, "prefill_chunk": 17}, {}):
+        engine = Engine(MODEL, **settings)
+        engine.add(Request("a", prompt, params))
+        events = drain(engine)["a", 0]
+        logprobs = [round(at.logprob, 3) for at in (events[0].prompt_logprobs or ())[1:]]
+        found.append((tokens_of(events), logprobs))
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 17
+
+
 def test_several_answers_share_their_prompt() -> None:
     prompt = PROMPTS[-1]
     engine = Engine(MODEL, max_batch=5)
