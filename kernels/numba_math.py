@@ -14,6 +14,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -97,13 +98,20 @@ getattr(importlib.import_module(module), name).compile(signature)
 """
 
 
+_set = threading.local()
+
+
 def threads_for(n_elements: int) -> int:
     """As many threads as torch has, or one for a tensor of fewer than `ALONE` elements; returns how many.
 
     Call it before a kernel: a training worker has one thread, whatever the machine has.
     """
     n_threads = 1 if n_elements < ALONE else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(n_threads)
+    if (
+        getattr(_set, "n_threads", None) != n_threads
+    ):  # numba keeps it for each thread, too, and takes 10 us to set it
+        numba.set_num_threads(n_threads)
+        _set.n_threads = n_threads
     return n_threads
 
 

@@ -67,6 +67,10 @@ def rope_(x_BTXD: Tensor, by: Rotation, n_rotated: int, backend: str | None = No
         rotated = apply_rope_reference(x_BTXD[:, :, :n_rotated].clone(), by)
         x_BTXD[:, :, :n_rotated] = rotated
         return x_BTXD
+    if not torch.is_grad_enabled():
+        rotated = x_BTXD[:, :, :n_rotated]
+        _ROTATE[chosen]()(rotated, *by, 1.0, n_rotated, rotated)
+        return x_BTXD
     return _RopeInPlace.apply(x_BTXD, *by, n_rotated, chosen)
 
 

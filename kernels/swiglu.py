@@ -28,7 +28,9 @@ def swiglu(gate_up: Tensor, backend: str | None = None) -> Tensor:
     if gate_up.shape[-1] % 2:
         raise ValueError(f"swiglu takes a gate and an up of one width, [..., 2F], not {tuple(gate_up.shape)}")
     chosen = swiglu_backend(gate_up.device, backend, gate_up.dtype)
-    return swiglu_reference(gate_up) if chosen == "reference" else _SwiGLU.apply(gate_up, chosen)
+    if chosen == "reference":
+        return swiglu_reference(gate_up)
+    return _SwiGLU.apply(gate_up, chosen) if torch.is_grad_enabled() else _KERNELS[chosen]().forward(gate_up)
 
 
 def swiglu_backend(

@@ -30,9 +30,8 @@ class EngineReplica:
     def __init__(self, model_url: str, device: str, max_batch: int, limit: int) -> None:
         # As stored on a GPU; on a CPU 32-bit numbers are the faster ones.
         model = checkpoint.load(model_url, "float32" if device == "cpu" else None).to(device)
-        decode = Tokenizer.load(model_url).decode
-        engine = Engine(model, max_batch=max_batch, decode=decode)
-        self.loop = EngineLoop(engine, decode, limit)
+        engine = Engine(model, max_batch=max_batch, decode=Tokenizer.load(model_url).decode)
+        self.loop = EngineLoop(engine, limit)
 
     async def generate(self, tokens: Sequence[int], params: SamplingParams) -> AsyncGenerator[Chunk]:
         async with aclosing(self.loop.generate(tokens, params)) as chunks:

@@ -13,8 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from moxin.infer.detokenize import Decode, Detokenizer
-from moxin.infer.engine import Event, Request
+from moxin.infer.request import Event, Request
 from moxin.infer.sampling import SamplingParams
 from serve.errors import EngineError, OverloadError
 
@@ -45,10 +44,10 @@ class Chunk:
 
 
 class EngineLoop:
-    """Answers requests with one engine; at most `limit` are in work or waiting for a place in its batch."""
+    """Answers requests with one engine that has a `decode`; at most `limit` are in work or waiting."""
 
-    def __init__(self, engine: Engine, decode: Decode, limit: int) -> None:
-        self.engine, self.decode, self.limit = engine, decode, limit
+    def __init__(self, engine: Engine, limit: int) -> None:
+        self.engine, self.limit = engine, limit
         self._inboxes: dict[str, asyncio.Queue[Event | Exception]] = {}
         self._commands: queue.SimpleQueue[Request | str | None] = queue.SimpleQueue()
         """A request to add, the id of one to cancel, None to end."""
@@ -78,7 +77,7 @@ class EngineLoop:
         self._inboxes[id] = inbox
         self._start()
         self._commands.put(Request(id, list(tokens), params))
-        text, reason = Detokenizer(self.decode, params.stop), None
+        reason = None
         try:
             while reason is None:
                 events = [await inbox.get(), *(inbox.get_nowait() for _ in range(inbox.qsize()))]
@@ -86,12 +85,9 @@ class EngineLoop:
                 for event in events:
                     if isinstance(event, Exception):
                         raise event
-                    if event.token is not None:
-                        parts.append(text.push(event.token))
-                        n_tokens += 1
+                    parts.append(event.text)
+                    n_tokens += event.token is not None
                     reason = event.finished
-                if reason is not None:
-                    parts.append(text.finish())
                 yield Chunk("".join(parts), n_tokens, reason)
         finally:
             del self._inboxes[id]

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from moxin.infer.detokenize import Detokenizer
-from moxin.infer.engine import Engine, Request
+from moxin.infer.engine import Engine
+from moxin.infer.model import InferenceModel
+from moxin.infer.request import Request
 from moxin.infer.sampling import SamplingParams
 from moxin.model.decoder import Decoder
 
@@ -27,29 +28,36 @@ class Completion:
 
 
 def generate(
-    model: Decoder,
+    model: Decoder | InferenceModel,
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],
     params: SamplingParams | None = None,
     max_batch: int = 32,
+    **settings: Any,
 ) -> list[Completion]:
-    """The answers in the order of the prompts. Raises `ValueError` for a prompt or parameter that cannot be answered.
+    """The answers in the order of the prompts; `settings` are those of `Engine`.
 
-    Every prompt draws from its own random stream, seeded with `params.seed`: equal prompts have equal answers.
+    Every prompt draws from its own random stream, seeded with `params.seed`: equal prompts have equal answers. Raises
+    `ValueError` for a prompt or parameter that cannot be answered, and for `params.n` other than 1.
     """
     params = params or SamplingParams()
-    engine = Engine(model, max_batch=max(1, min(max_batch, len(prompts))), decode=tokenizer.decode)
+    if params.n != 1:
+        raise ValueError(
+            f"n = {params.n}: generate gives one answer a prompt; give the prompt n times, with other seeds"
+        )
+    engine = Engine(
+        model, max_batch=max(1, min(max_batch, len(prompts))), decode=tokenizer.decode, **settings
+    )
     for index, prompt in enumerate(prompts):
         engine.add(Request(str(index), prompt, params))
     tokens: list[list[int]] = [[] for _ in prompts]
+    texts = [""] * len(prompts)
     reasons = [""] * len(prompts)
     while engine.has_work:
         for event in engine.step():
+            number = int(event.id)
             if event.token is not None:
-                tokens[int(event.id)].append(event.token)
-            reasons[int(event.id)] = event.finished or ""
-    texts = []
-    for answer in tokens:
-        text = Detokenizer(tokenizer.decode, params.stop)
-        texts.append("".join([text.push(token) for token in answer] + [text.finish()]))
+                tokens[number].append(event.token)
+            texts[number] += event.text
+            reasons[number] = event.finished or ""
     return [Completion(*parts) for parts in zip(tokens, texts, reasons, strict=True)]

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from moxin.infer.engine import SamplingParams
 from moxin.infer.generate import generate
+from moxin.infer.sampling import SamplingParams
 from moxin.model.decoder import Decoder
 from moxin.tokens.tokenizer import Tokenizer
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from moxin.infer.engine import Event, Request
+from moxin.infer.detokenize import Detokenizer
+from moxin.infer.request import Event, Request
 from moxin.tokens.tokenizer import Tokenizer
 from serve import api
 from serve.engine_loop import Engine, EngineLoop
@@ -32,6 +33,8 @@ class FakeEngine:
         self.gate.set()
         self.requests: dict[str, Request] = {}
         self.said: dict[str, int] = {}
+        self.decode = tokenizer.decode
+        self.texts: dict[str, Detokenizer] = {}
 
     @property
     def has_work(self) -> bool:
@@ -39,6 +42,7 @@ class FakeEngine:
 
     def add(self, request: Request) -> None:
         self.requests[request.id], self.said[request.id] = request, 0
+        self.texts[request.id] = Detokenizer(self.decode, request.params.stop)
 
     def cancel(self, id: str) -> bool:
         return self.requests.pop(id, None) is not None
@@ -56,9 +60,11 @@ class FakeEngine:
         at_end, cut = said == len(self.reply), said + 1 == request.params.max_tokens
         if at_end or cut:
             self.requests.pop(request.id)
-        return Event(
-            request.id, None if at_end else self.reply[said], "stop" if at_end else "length" if cut else None
-        )
+        text = self.texts[request.id]
+        piece = "" if at_end else text.push(self.reply[said])
+        piece += text.finish() if at_end or cut else ""
+        finished = "stop" if at_end else "length" if cut else None
+        return Event(request.id, None if at_end else self.reply[said], finished, piece)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -74,7 +80,7 @@ def served(
     engine: Engine, tokenizer: Tokenizer, limit: int = 8, api_key: str = "", max_len: int = 128
 ) -> Iterator[tuple[str, EngineLoop]]:
     """The base URL of the application over an engine, on a free port, and the loop between them."""
-    loop = EngineLoop(engine, tokenizer.decode, limit)
+    loop = EngineLoop(engine, limit)
     model = api.ServedModel("tiny", tokenizer, max_len, created=1)
     app = api.build(model, loop, api_key)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
