@@ -1,0 +1,83 @@
+"""Examines a local cluster of three nodes, healthy and not: `doctor_driver.py FOLDER` prints the findings as JSON.
+
+Every node is started in a working directory of its own, so that /proc/self/cwd/run is the same path on all of them and another
+folder on each, as a path on local disks is.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import ray  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from moxin.doctor import run  # noqa: E402
+from moxin.doctor.need import Need  # noqa: E402
+
+
+class Skewed(run.Examiner):
+    """Two minutes ahead on node b."""
+
+    def clock(self) -> float:
+        return time.time() + (120 if Path.cwd().name == "b" else 0)
+
+
+class Stuck(run.Examiner):
+    """Node b answers no more when it is asked to listen."""
+
+    def listen(self):
+        if Path.cwd().name == "b":
+            time.sleep(600)
+        return super().listen()
+
+
+def main(folder: Path) -> None:
+    nodes = {}
+    cluster = Cluster()
+    for name in "abc":
+        (folder / name).mkdir()
+        os.chdir(folder / name)
+        # The ports of the cluster's nodes are one machine's: any will do.
+        environment = {"NCCL_SOCKET_IFNAME": "eth9"} if name == "b" else {}
+        nodes[name] = cluster.add_node(num_cpus=1, object_store_memory=2**27, env_vars=environment)
+    os.chdir(folder / "a")
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, namespace="moxin", log_to_driver=False)
+    told = {"names": {name: node.node_id[:6] for name, node in nodes.items()}}
+
+    def examine(label: str, url: str, thorough: bool = False, need: Need | None = None) -> None:
+        told[label] = [asdict(one) for one in run.examine(url, need or Need(), thorough=thorough)]
+
+    run.PROBE_BYTES = 2**20
+    examine("healthy", str(folder / "shared"), thorough=True)
+    told["left behind"] = [str(path) for path in (folder / "shared").rglob("*")]
+    run.Examiner = Skewed
+    examine("local path", "/proc/self/cwd/run")
+    try:
+        run.preflight("/proc/self/cwd/run", Need(checkpoint_bytes=2**60, n_checkpoints=3))
+    except ValueError as error:
+        told["preflight"] = str(error)
+    run.Examiner, run.ANSWER_S = Stuck, 3.0
+    run.ports.CONNECT_S = 1.0
+    examine("stuck", str(folder / "shared"))
+
+    class Killing(run.Nodes):
+        def ask(self, method, *given):
+            if method == "write":
+                cluster.remove_node(nodes["c"], allow_graceful=False)
+            return super().ask(method, *given)
+
+    run.Nodes, run.Examiner, run.ANSWER_S = Killing, Skewed.__base__, 30.0
+    examine("killed", str(folder / "shared"))
+    print(json.dumps(told), flush=True)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
