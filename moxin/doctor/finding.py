@@ -43,15 +43,14 @@ def count(n: int, what: str) -> str:
 
 
 def by_value(values: Mapping[str, str]) -> str:
-    """Which nodes have which value, the most common first: `2.60.0 on 7 nodes, 2.59.0 on b`."""
+    """Who has which value, the most common first: `2.60.0 on 7 nodes, 2.59.0 on b`."""
     nodes: dict[str, list[str]] = {}
     for node, value in values.items():
         nodes.setdefault(value, []).append(node)
     ranked = sorted(nodes.items(), key=lambda item: (-len(item[1]), item[0]))
-    parts = (
-        [f"{ranked[0][0] or 'none'} on {count(len(ranked[0][1]), 'node')}"] if len(ranked[0][1]) > 1 else []
-    )
-    parts += [f"{value or 'none'} on {listed(names)}" for value, names in ranked[len(parts) :]]
+    parts = [f"{value or 'none'} on {listed(names)}" for value, names in ranked]
+    if len(ranked) > 1 and len(ranked[0][1]) > NAMED:
+        parts[0] = f"{ranked[0][0] or 'none'} on {len(ranked[0][1])} nodes"
     return ", ".join(parts)
 
 

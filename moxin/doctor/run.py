@@ -51,6 +51,9 @@ class Examiner:
     def read(self, folder: str, name: str, sha256: str) -> dict[str, Any]:
         return shared.read(folder, name, sha256)
 
+    def missing(self, folder: str, names: Mapping[str, str]) -> list[str]:
+        return shared.missing(folder, names)
+
     def free(self, url: str) -> int | None:
         return shared.free_bytes(url)
 
@@ -134,6 +137,12 @@ class Nodes:
         fix = "look at it (`ray status`, its log, its network), take it out or restart `ray start` there"
         self.lost.append(Finding("nodes", "refuse", f"{name}: {why}", fix))
 
+    def check(self) -> None:
+        """Names the nodes that Ray has lost meanwhile: their processes can outlive their raylet by a moment."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        for name in [name for name in self.examiners if self.ids[name] not in alive]:
+            self.lose(name, "died during the check")
+
     def end(self) -> None:
         if self.alone:
             self.examiners[self.home].close()
@@ -170,7 +179,7 @@ def examine(url: str, need: Need, *, thorough: bool) -> list[Finding]:
         remote = bool(url) and not storage.is_local(url)
         findings = []
         if facts:
-            findings += software.judge({**facts, "the driver": software.collect()})
+            findings += software.judge(facts, driver=software.collect())
             findings += gpus.judge(workers, need)
             findings += machine.judge(workers, need, remote=remote)
             findings += clock.judge(offsets(nodes), s3=url.startswith("s3://"))
@@ -186,6 +195,7 @@ def examine(url: str, need: Need, *, thorough: bool) -> list[Finding]:
             findings += collective(
                 nodes, {name: workers[name] for name in nodes.examiners if name in workers}, need
             )
+        nodes.check()
         answered = Finding("nodes", "ok", f"{count(len(nodes), 'node')} answered")
         return [*(nodes.lost or [answered]), *findings]
 
@@ -216,23 +226,31 @@ def network(nodes: Nodes) -> list[Finding]:
 def stored(nodes: Nodes, url: str, need: Need, n_bytes: int) -> list[Finding]:
     folder = storage.join(url, f".doctor-{uuid.uuid4().hex[:8]}")
     names = {node: f"{number}.bin" for number, node in enumerate(nodes.examiners)}
+    seen: dict[str, dict[str, Any]] = {}
+    unseen: dict[str, list[str]] = {}
+    home = ""
     try:
         written = nodes.ask("write", STORAGE_S, lambda node: (folder, names[node], n_bytes))
         whole = {node: found for node, found in written.items() if "error" not in found}
-        other = shared.neighbours(list(whole))
-        seen = nodes.ask(
-            "read",
-            STORAGE_S,
-            lambda node: (
-                (folder, names[other[node]], whole[other[node]]["sha256"])
-                if node in whole and len(whole) > 1
-                else None
-            ),
-        )
+        if len(whole) > 1:
+            home = nodes.home if nodes.home in whole else next(iter(whole))
+            other = shared.others(list(whole), home)
+            seen = nodes.ask(
+                "read",
+                STORAGE_S,
+                lambda node: (
+                    (folder, names[other[node]], whole[other[node]]["sha256"]) if node in whole else None
+                ),
+            )
+            unseen = nodes.ask(
+                "missing",
+                ANSWER_S,
+                lambda node: (folder, {one: names[one] for one in seen}) if node == home else None,
+            )
         free = nodes.ask("free", ANSWER_S, lambda node: (url,))
     finally:
         nodes.ask("clean", ANSWER_S, lambda node: (folder,))
-    return shared.judge(url, written, seen, free, need, n_bytes=n_bytes, home=nodes.home)
+    return shared.judge(url, written, seen, unseen.get(home, []), free, need, n_bytes=n_bytes, home=home)
 
 
 class Rank:
@@ -326,4 +344,4 @@ def _short(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     if "in its creation task" in text:
         return lines[-1][:200]
-    return f"{type(error).__name__}: {lines[0]}"[:200]
+    return f"{type(error).__name__}: {lines[0].partition('. ')[0]}"[:200]

@@ -16,6 +16,8 @@ PATIENCE_S = 4.0
 """How long a file of another node is waited for: an NFS client believes its cached folder for 3 s (`acregmin`)."""
 SLOW = 3.0
 """So many times slower than the median is worth a word."""
+TIMED_BYTES = 2**24
+"""In smaller files the time is that of the requests, which tells nothing."""
 SHARE = (
     "put the run on shared storage with --run s3://bucket/path, or in a folder that is mounted on every node"
 )
@@ -63,22 +65,30 @@ def free_bytes(url: str) -> int | None:
     return shutil.disk_usage(path).free
 
 
-def neighbours(nodes: Sequence[str]) -> dict[str, str]:
-    """Whose file each node reads: one ring. If all of it holds, all nodes see the same storage."""
-    return {node: nodes[(position + 1) % len(nodes)] for position, node in enumerate(nodes)}
+def missing(folder: str, names: Mapping[str, str]) -> list[str]:
+    """The nodes whose file is not in the folder, by the names of the files."""
+    there = set(storage.files_under(folder))
+    return [node for node, name in names.items() if name not in there]
+
+
+def others(nodes: Sequence[str], home: str) -> dict[str, str]:
+    """Whose file each node reads: all that of `home`, which itself reads that of the next node."""
+    position = nodes.index(home)
+    return dict.fromkeys(nodes, home) | {home: nodes[(position + 1) % len(nodes)]}
 
 
 def judge(
     url: str,
     written: Mapping[str, Mapping[str, Any]],
     seen: Mapping[str, Mapping[str, Any]],
+    unseen: Sequence[str],
     free: Mapping[str, int | None],
     need: Need,
     *,
     n_bytes: int,
     home: str = "",
 ) -> list[Finding]:
-    """Of what `write` and `read` said on every node. `home` is the driver's node: the others are measured by it."""
+    """Of what `write` and `read` said on every node, and `missing` on `home`, by whose storage the others are measured."""
     findings = [
         Finding("storage", "refuse", f"{node} cannot write to {url}: {found['error']}", _fix(url))
         for node, found in written.items()
@@ -89,8 +99,9 @@ def judge(
         for node, found in seen.items()
         if "error" in found
     ]
-    if blind := _blind(seen, home):
-        where = f"{count(len(blind), 'node')} of {len(seen)} ({listed(blind)})"
+    lacking = {node for node, found in seen.items() if node != home and "missing" in found}
+    if blind := [node for node in written if node in lacking or node in unseen]:
+        where = f"{count(len(blind), 'node')} of {len(written)} ({listed(blind)})"
         verb = "does" if len(blind) == 1 else "do"
         fix = SHARE if storage.is_local(url) else "give every node the same AWS_ENDPOINT_URL and region"
         findings.append(
@@ -99,7 +110,8 @@ def judge(
     needed = need.checkpoint_bytes * need.n_checkpoints
     room = [value for value in free.values() if value is not None]
     if room and needed > min(room):
-        result = f"{size(min(room))} free at {url}; {need.n_checkpoints} checkpoints of {size(need.checkpoint_bytes)} need more"
+        wanted = f"{need.n_checkpoints} checkpoints of {size(need.checkpoint_bytes)} need more"
+        result = f"{size(min(room))} free at {url}; {wanted}"
         findings.append(
             Finding("storage", "refuse", result, "free some, lower pretrain.keep_last, or use another --run")
         )
@@ -111,7 +123,11 @@ def judge(
     }
     for kind, speeds in speed.items():
         median = statistics.median(speeds.values()) if speeds else 0
-        if len(speeds) >= 3 and (slow := [node for node, value in speeds.items() if value < median / SLOW]):
+        if (
+            len(speeds) >= 3
+            and n_bytes >= TIMED_BYTES
+            and (slow := [node for node, value in speeds.items() if value < median / SLOW])
+        ):
             result = f"{listed(slow)}: {kind} {min(speeds.values()) / 1e6:,.0f} MB/s, the median is {median / 1e6:,.0f}"
             findings.append(Finding("storage", "warn", result, "look at the network of these nodes"))
     told = ", ".join(
@@ -120,20 +136,6 @@ def judge(
     who = "one node writes" if len(written) == 1 else f"each of {len(written)} nodes reads what another wrote"
     rest = f", {size(min(room))} free" if room else ""
     return [*findings, Finding("storage", "ok", f"{who}; {told} at least, in files of {size(n_bytes)}{rest}")]
-
-
-def _blind(seen: Mapping[str, Mapping[str, Any]], home: str) -> list[str]:
-    """The nodes outside the storage of the driver's node (else, of the most nodes), by who reads whose file."""
-    group = {node: {node} for node in seen}
-    for node, other in neighbours(list(seen)).items():
-        if "missing" not in seen[node] and "error" not in seen[node] and group[node] is not group[other]:
-            group[node] |= group[other]
-            for member in group[other]:
-                group[member] = group[node]
-    if not group or all("missing" not in found for found in seen.values()):
-        return []
-    common = group[home] if home in group else max(group.values(), key=len)
-    return [node for node in seen if node not in common]
 
 
 def _fix(url: str) -> str:

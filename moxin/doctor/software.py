@@ -45,9 +45,9 @@ def code_hash() -> str:
     return total.hexdigest()[:12]
 
 
-def judge(facts: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Of what `collect` said on every node; the driver counts as one."""
-    versions = {node: fact["versions"] for node, fact in facts.items()}
+def judge(facts: Mapping[str, Mapping[str, Any]], driver: Mapping[str, Any]) -> list[Finding]:
+    """Of what `collect` said on every node, and in the process that starts the run."""
+    versions = {node: fact["versions"] for node, fact in {**facts, "the driver": driver}.items()}
     names = sorted({name for found in versions.values() for name in found})
     differing = [name for name in names if len({found.get(name, "") for found in versions.values()}) > 1]
     findings = []
