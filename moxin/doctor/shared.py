@@ -123,11 +123,8 @@ def judge(
     }
     for kind, speeds in speed.items():
         median = statistics.median(speeds.values()) if speeds else 0
-        if (
-            len(speeds) >= 3
-            and n_bytes >= TIMED_BYTES
-            and (slow := [node for node, value in speeds.items() if value < median / SLOW])
-        ):
+        slow = [node for node, value in speeds.items() if value < median / SLOW]
+        if slow and len(speeds) >= 3 and n_bytes >= TIMED_BYTES:
             result = f"{listed(slow)}: {kind} {min(speeds.values()) / 1e6:,.0f} MB/s, the median is {median / 1e6:,.0f}"
             findings.append(Finding("storage", "warn", result, "look at the network of these nodes"))
     told = ", ".join(
