@@ -42,7 +42,7 @@ def work(config: dict[str, Any]) -> None:
 
     batches = job.batches()
     if engine.rank == 0:
-        reporter = progress.Reporter(storage.join(url, *PROGRESS))
+        reporter = progress.Reporter(storage.join(url, *PROGRESS), job.unit)
         train(engine, job, batches, rows, report=reporter, checkpoint=save)
     else:
         train(engine, job, batches, rows, checkpoint=save)

@@ -65,6 +65,7 @@ def test_mean_keys_is_what_counting_gives():
 SMALL = ModelConfig(n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, d_ff=96, vocab_size=128, max_seq_len=64)
 
 
+@pytest.mark.slow
 def test_a_step_of_transformers_takes_what_we_count():
     """Its plain attention computes the scores of all pairs, as `full` counts them; PyTorch counts its matrix products."""
     transformers = pytest.importorskip("transformers")
