@@ -27,16 +27,17 @@ class Need:
     def of(
         cls, model: ModelConfig, scaling: ScalingConfig, *, optimizer: str = "adamw", keep_last: int = 2
     ) -> "Need":
-        """DeepSpeed saves the weights, a master copy in 32 bits and the optimizer's moments in 32 bits."""
+        """DeepSpeed saves weights and moments in 32 bits; with ZeRO 1 and 2 also the weights that it computes with."""
         n = parameters(model)["total"]
         own = 2 if scaling.precision == "bf16" else 4
+        second = own if scaling.zero_stage in ("1", "2") else 0
         return cls(
             n_workers=scaling.n_workers,
             use_gpu=scaling.use_gpu,
             accelerator=scaling.accelerator,
             weights_bytes=4 * n,
             gradient_bytes=own * n,
-            checkpoint_bytes=(own + 4 + 4 * MOMENTS[optimizer]) * n,
+            checkpoint_bytes=(second + 4 + 4 * MOMENTS[optimizer]) * n,
             n_checkpoints=keep_last + 1,
         )
 

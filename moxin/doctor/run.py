@@ -54,8 +54,8 @@ class Examiner:
     def missing(self, folder: str, names: Mapping[str, str]) -> list[str]:
         return shared.missing(folder, names)
 
-    def free(self, url: str) -> int | None:
-        return shared.free_bytes(url)
+    def room(self, url: str) -> int | None:
+        return shared.room_bytes(url)
 
     def clean(self, folder: str) -> None:
         storage.remove(folder)
@@ -247,10 +247,13 @@ def stored(nodes: Nodes, url: str, need: Need, n_bytes: int) -> list[Finding]:
                 ANSWER_S,
                 lambda node: (folder, {one: names[one] for one in seen}) if node == home else None,
             )
-        free = nodes.ask("free", ANSWER_S, lambda node: (url,))
+        home = home or next(iter(whole), "")
+        room = nodes.ask("room", ANSWER_S, lambda node: (url,) if node == home else None)
     finally:
         nodes.ask("clean", ANSWER_S, lambda node: (folder,))
-    return shared.judge(url, written, seen, unseen.get(home, []), free, need, n_bytes=n_bytes, home=home)
+    return shared.judge(
+        url, written, seen, unseen.get(home, []), room.get(home), need, n_bytes=n_bytes, home=home
+    )
 
 
 class Rank:

@@ -14,6 +14,8 @@ from moxin.doctor.need import Need
 
 PATIENCE_S = 4.0
 """How long a file of another node is waited for: an NFS client believes its cached folder for 3 s (`acregmin`)."""
+CHECKPOINT = "checkpoint_"
+"""How names of checkpoints begin (`moxin.train.checkpoint`)."""
 SLOW = 3.0
 """So many times slower than the median is worth a word."""
 TIMED_BYTES = 2**24
@@ -55,14 +57,18 @@ def read(folder: str, name: str, sha256: str) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
-def free_bytes(url: str) -> int | None:
-    """Free space where a local path lies, or will lie; None for an object store."""
+def room_bytes(url: str) -> int | None:
+    """Free space where a local path lies, or will lie, with what its checkpoints hold now: new ones take their place.
+
+    None for an object store.
+    """
     if not storage.is_local(url):
         return None
     path = storage.local_path(url)
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    held = sum(n for name, n in storage.sizes_under(url).items() if f"/{CHECKPOINT}" in f"/{name}")
+    return shutil.disk_usage(path).free + held
 
 
 def missing(folder: str, names: Mapping[str, str]) -> list[str]:
@@ -82,13 +88,16 @@ def judge(
     written: Mapping[str, Mapping[str, Any]],
     seen: Mapping[str, Mapping[str, Any]],
     unseen: Sequence[str],
-    free: Mapping[str, int | None],
+    room: int | None,
     need: Need,
     *,
     n_bytes: int,
     home: str = "",
 ) -> list[Finding]:
-    """Of what `write` and `read` said on every node, and `missing` on `home`, by whose storage the others are measured."""
+    """Of what `write` and `read` said on every node, and `missing` on `home`, by whose storage the others are measured.
+
+    `room` is what `room_bytes` said there.
+    """
     findings = [
         Finding("storage", "refuse", f"{node} cannot write to {url}: {found['error']}", _fix(url))
         for node, found in written.items()
@@ -108,10 +117,9 @@ def judge(
             Finding("storage", "refuse", f"{url}: {where} {verb} not see what the others write there", fix)
         )
     needed = need.checkpoint_bytes * need.n_checkpoints
-    room = [value for value in free.values() if value is not None]
-    if room and needed > min(room):
+    if room is not None and needed > room:
         wanted = f"{need.n_checkpoints} checkpoints of {size(need.checkpoint_bytes)} need more"
-        result = f"{size(min(room))} free at {url}; {wanted}"
+        result = f"{size(room)} free at {url}; {wanted}"
         findings.append(
             Finding("storage", "refuse", result, "free some, lower pretrain.keep_last, or use another --run")
         )
@@ -131,7 +139,7 @@ def judge(
         f"{kind} {min(speeds.values()) / 1e6:,.0f} MB/s" for kind, speeds in speed.items() if speeds
     )
     who = "one node writes" if len(written) == 1 else f"each of {len(written)} nodes reads what another wrote"
-    rest = f", {size(min(room))} free" if room else ""
+    rest = f", {size(room)} free" if room is not None else ""
     return [*findings, Finding("storage", "ok", f"{who}; {told} at least, in files of {size(n_bytes)}{rest}")]
 
 

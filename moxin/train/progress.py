@@ -37,10 +37,15 @@ class Recent:
     """
 
     def __init__(self, unit: str) -> None:
-        self.unit, self.spikes, self.skipped = unit, 0, 0
+        self.unit, self.warm, self.spikes, self.skipped = unit, False, 0, 0
         self.sums = dict.fromkeys(("units", "seconds", "data", "checkpoint"), 0.0)
 
     def add(self, row: Row) -> None:
+        self.spikes += bool(row.get("spike"))
+        self.skipped += bool(row.get("skipped"))
+        if not self.warm:  # the first step of a process compiles kernels and opens connections
+            self.warm = True
+            return
         seconds = row["seconds"]
         fade = math.exp(-seconds / RECENT_S)
         new = {
@@ -50,8 +55,6 @@ class Recent:
             "checkpoint": row.get("checkpoint_seconds", 0.0),
         }
         self.sums = {name: fade * value + new[name] for name, value in self.sums.items()}
-        self.spikes += bool(row.get("spike"))
-        self.skipped += bool(row.get("skipped"))
 
     def told(self) -> dict[str, float]:
         seconds = max(self.sums["seconds"], 1e-9)

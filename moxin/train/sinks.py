@@ -140,7 +140,7 @@ def numbers(row: Row) -> Iterator[tuple[str, float]]:
 class JsonLines:
     """Every row of this attempt with its `time` (s since 1970), as it comes.
 
-    So also what `metrics.jsonl` does not keep: rows after the last checkpoint, and of steps that a later attempt makes again.
+    So also what `metrics.jsonl` does not keep: rows after the last checkpoint, and of steps that are made again later.
     """
 
     def __init__(self, url: str) -> None:

@@ -111,6 +111,14 @@ def test_rates_have_three_digits(value, text):
     assert short(value) == text
 
 
+def test_the_first_step_of_a_process_counts_in_no_rate():
+    recent = Recent("tokens")
+    recent.add({"seconds": 90.0, "tokens_per_second": 1.0, "spike": True})
+    assert (recent.told()["rate"], recent.told()["spikes"]) == (0.0, 1)
+    recent.add({"seconds": 1.0, "tokens_per_second": 50.0})
+    assert recent.told()["rate"] == pytest.approx(50.0)
+
+
 def test_recent_weighs_what_is_new_and_a_single_checkpoint_is_a_small_share():
     recent = Recent("tokens")
     for step in range(100):

@@ -7,9 +7,13 @@ import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from train_cases import N_STEPS, small_job
 
 from moxin import storage
-from moxin.train import sinks
+from moxin.train import checkpoint, sinks
+from moxin.train.build import build
+from moxin.train.engine_torch import TorchEngine
+from moxin.train.loop import train
 from moxin.train.sinks import Files, JsonLines, Sinks, TensorBoard, numbers
 
 
@@ -173,6 +177,32 @@ def test_a_store_that_is_gone_does_not_end_training(s3, monkeypatch, caplog):
 
 def _gone(url, data):
     raise OSError("the store is gone")
+
+
+def test_a_run_and_its_resumption_end_up_in_tensorboard_as_in_its_own_metrics(tmp_path):
+    """Through the loop itself, from a checkpoint at step 4 after a first attempt that had come to step 7."""
+    job, batches = small_job(), small_job().batches()
+    for saved, last in ((0, 7), (4, N_STEPS)):
+        engine = TorchEngine(build(job), job)
+        rows = []
+        if saved:
+            engine.load(tmp_path / "checkpoint")
+            rows = storage.read_jsonl(str(tmp_path / "checkpoint" / "metrics.jsonl"))
+        sink = Sinks(
+            [TensorBoard(str(tmp_path / "tensorboard"), len(rows) + 1), JsonLines(str(tmp_path / "attempts"))]
+        )
+
+        def save(rows, engine=engine, first=not saved):
+            if first:
+                checkpoint.save(engine, job, rows, tmp_path / "checkpoint")
+
+        rows = train(engine, job, batches, rows, report=sink, checkpoint=save, stop_after=last)
+        sink.close()
+    found = scalars(tmp_path / "tensorboard", "train/loss")
+    assert found == [(row["step"], pytest.approx(row["loss"], abs=1e-4)) for row in rows]
+    assert scalars(tmp_path / "tensorboard", "speed/data_seconds")[-1][0] == N_STEPS
+    lines = [len(file.read_text().splitlines()) for file in sorted((tmp_path / "attempts").iterdir())]
+    assert lines == [7, N_STEPS - 4]
 
 
 def test_numbers_of_a_row():
