@@ -16,6 +16,8 @@ SLOW = 3.0
 """So many times below the median, or below what the link can do, is worth a word."""
 NVLINK = {"A100": 300e9, "H100": 450e9, "H200": 450e9, "B200": 900e9}
 """Bytes/s of NVLink in one direction, of the SXM cards (NVIDIA's data sheets); the bound of bus bandwidth in a node."""
+GLOO = 1.25e9
+"""Bytes/s of gloo on one core, about: 10 Gb/s. A faster card does not help it."""
 _GIGA = 1e9
 
 
@@ -123,7 +125,7 @@ def judge(
         step_s = 2 * (n - 1) / n * need.gradient_bytes / bus
         told += f"; the gradients of a step ({size(need.gradient_bytes)}) take {step_s:,.2g} s of {n} workers"
     findings = _slow_ways(nodes, measured, leaders)
-    usual, what = link, "the network card"
+    usual, what = link if cuda else min(link, GLOO), "the network card"
     if len(nodes) == 1:
         usual, what = (
             next((rate for name, rate in NVLINK.items() if name in gpu and "PCIe" not in gpu), 0.0),

@@ -4,6 +4,7 @@ A sink is called with every row of rank 0 and closed at the end. Metrics never e
 given up with a warning.
 """
 
+import io
 import json
 import logging
 import math
@@ -189,20 +190,10 @@ class TensorBoard:
         self.files.close()
 
 
-class _Bytes:
-    """What `RecordWriter` writes to."""
-
-    def __init__(self) -> None:
-        self.data = b""
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-
 def _record(event: Any) -> bytes:
     """The event framed as TensorFlow's record files are: its length, a checksum of that, the bytes, and their checksum."""
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    target = _Bytes()
+    target = io.BytesIO()
     RecordWriter(target).write(event.SerializeToString())
-    return target.data
+    return target.getvalue()

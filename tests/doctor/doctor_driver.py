@@ -37,6 +37,28 @@ class Stuck(run.Examiner):
         return super().listen()
 
 
+class Rigged(run.Examiner):
+    """Nodes b and c have two GPUs each, as far as anybody can tell."""
+
+    def facts(self):
+        gpu = {
+            **dict.fromkeys(run.gpus.FIELDS),
+            "name": "NVIDIA H100 80GB HBM3",
+            "driver": "550",
+            "broken": "",
+        }
+        return {**super().facts(), "gpus": [gpu] * 2 if Path.cwd().name in "bc" else []}
+
+
+class OnCPU(run.Rank):
+    """The group of the GPUs, talking through gloo."""
+
+    def measure(self, *given, cuda, limit_s):
+        assert cuda
+        assert os.environ["CUDA_VISIBLE_DEVICES"] in ("0", "1")
+        return super().measure(*given, cuda=False, limit_s=limit_s)
+
+
 def kill(node) -> None:
     """As if the machine had lost its power: everything at once."""
     for kind in node.all_processes.values():
@@ -54,7 +76,9 @@ def main(folder: Path) -> None:
         os.chdir(folder / name)
         # The ports of the cluster's nodes are one machine's: any will do.
         environment = {"NCCL_SOCKET_IFNAME": "eth9"} if name == "b" else {}
-        nodes[name] = cluster.add_node(num_cpus=1, object_store_memory=2**27, env_vars=environment)
+        nodes[name] = cluster.add_node(
+            num_cpus=1, num_gpus=0 if name == "a" else 2, object_store_memory=2**27, env_vars=environment
+        )
     os.chdir(folder / "a")
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, namespace="moxin", log_to_driver=False)
@@ -66,6 +90,8 @@ def main(folder: Path) -> None:
     run.PROBE_BYTES = 2**20
     examine("healthy", str(folder / "shared"), thorough=True)
     told["left behind"] = [str(path) for path in (folder / "shared").rglob("*")]
+    run.Examiner, plain, run.Rank = Rigged, run.Examiner, OnCPU
+    examine("gpus", "", thorough=True, need=Need(n_workers=4, use_gpu=True, gradient_bytes=10**9))
     run.Examiner = Skewed
     examine("local path", "/proc/self/cwd/run", need=Need(checkpoint_bytes=2**60, n_checkpoints=3))
     run.Examiner, run.ANSWER_S = Stuck, 3.0
@@ -78,7 +104,7 @@ def main(folder: Path) -> None:
                 kill(nodes["c"])
             return super().ask(method, *given)
 
-    run.Nodes, run.Examiner, run.ANSWER_S = Killing, Skewed.__base__, 30.0
+    run.Nodes, run.Examiner, run.ANSWER_S = Killing, plain, 30.0
     examine("killed", str(folder / "shared"))
     print(json.dumps(told), flush=True)
     ray.shutdown()

@@ -53,6 +53,17 @@ def test_a_healthy_cluster_passes_and_nothing_is_left_behind(told):
 
 
 @pytest.mark.slow
+def test_every_gpu_is_a_rank_and_a_head_without_any_is_none(told):
+    assert of(told["gpus"], "GPU")[0]["result"] == "4 x NVIDIA H100 80GB HBM3, driver 550"
+    assert "2 nodes with" in of(told["gpus"], "machines")[0]["result"]
+    [bandwidth] = of(told["gpus"], "bandwidth")
+    assert bandwidth["result"].startswith("NCCL, 4 ranks")
+    assert "of 4 workers" in bandwidth["result"]
+    [storage] = of(told["gpus"], "storage")
+    assert (storage["level"], storage["result"]) == ("warn", "not looked at")
+
+
+@pytest.mark.slow
 def test_a_path_on_local_disks_is_refused_and_the_blind_nodes_are_named(told):
     storage, room = of(told["local path"], "storage")
     assert storage["level"] == "refuse"

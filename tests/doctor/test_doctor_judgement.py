@@ -435,8 +435,12 @@ def test_a_slow_way_between_two_nodes_is_named():
 
 def test_two_nodes_are_measured_by_their_card_and_one_by_nvlink():
     assert only(judged(2)).level == "ok"
-    assert only(judged(2, link=100e9 / 8)).level == "warn"
-    assert only(judged(2, link=10e9 / 8)).level == "ok"
+    assert only(judged(2, cuda=True, link=100e9 / 8)).level == "warn"
+    assert only(judged(2, link=100e9 / 8)).level == "ok"  # as fast as gloo comes
+    slow = [{**one, "reduce": {**one["reduce"], str(2**26): 1.0}} for one in group(2)]
+    assert (
+        only(bandwidth.judge(["a", "b"], slow, range(2), Need(), cuda=False, link=10e9 / 8)).level == "warn"
+    )
     ranks = [{**one, "pairs": {}} for one in group(8)]
     one_node = bandwidth.judge(["n0"], ranks, [0], Need(), cuda=True, gpu="NVIDIA H100 80GB HBM3")
     assert only(one_node).level == "warn"
