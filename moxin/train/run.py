@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from moxin import console, session, storage
 from moxin.artifact import Artifact, Builder, Stage
 from moxin.config import to_jsonable
+from moxin.doctor.need import Need
+from moxin.doctor.run import preflight
 from moxin.recipe import Recipe
 from moxin.tokens.loader import Curriculum, check
 from moxin.train import checkpoint, pretrain, progress, worker
@@ -91,7 +90,7 @@ def fit(job: FitJob, builder: Builder) -> None:
     ):  # nobody reclaims the machine that one sits at: a process less to start
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     session.start(max(os.cpu_count() or 1, 4, job.scaling.n_workers + 1))
-    check_storage(url)
+    preflight(url, Need.of(job.model, job.scaling))
     name = prepare(url, job)
     console.say(
         f"  {job.name}: {batches.n_steps:,} steps of {batches.size(0):,} {job.unit}, {job.scaling.n_workers} workers, "
@@ -118,23 +117,6 @@ def summary(rows: Rows, unit: str) -> dict[str, Any]:
         "loss_last": sum(row["loss"] for row in rows[-n:]) / n,
         f"{unit}_per_second": round(rows[-1][unit] / sum(row["seconds"] for row in rows), 1),
     }
-
-
-def check_storage(url: str) -> None:
-    """Raises `ValueError` where a node of the cluster does not see the run's folder."""
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) == 1 or not storage.is_local(url):
-        return
-    marker = storage.join(url, ".scratch", "seen-by-all-nodes")
-    storage.write_text(marker, "")
-    exists = ray.remote(num_cpus=0)(os.path.exists)
-    where = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    seen = ray.get([exists.options(scheduling_strategy=node).remote(marker) for node in where])
-    if blind := seen.count(False):
-        raise ValueError(
-            f"{url} is a folder that {blind} of {len(nodes)} nodes of the cluster do not see; put the run on shared storage "
-            "with --run s3://bucket/path, or a folder mounted on every node"
-        )
 
 
 def prepare(url: str, job: FitJob) -> str:

@@ -15,6 +15,8 @@ from moxin.train.build import build
 from moxin.train.engine_deepspeed import DeepSpeedEngine
 from moxin.train.job import FitJob
 from moxin.train.loop import Rows, train
+from moxin.train.metrics_ray import RayMetrics
+from moxin.train.sinks import JsonLines, Sink, Sinks, TensorBoard
 
 RUN = (".scratch", "ray")
 """Folder of Ray Train's run, with the checkpoints, in that of the stage."""
@@ -42,11 +44,26 @@ def work(config: dict[str, Any]) -> None:
 
     batches = job.batches()
     if engine.rank == 0:
-        reporter = progress.Reporter(storage.join(url, *PROGRESS), job.unit)
-        train(engine, job, batches, rows, report=reporter, checkpoint=save)
+        report = Sinks(sinks_of(job, url, rows))
+        try:
+            train(engine, job, batches, rows, report=report, checkpoint=save)
+        finally:
+            report.close()
     else:
         train(engine, job, batches, rows, checkpoint=save)
     finish(engine, job, url, rows)
+
+
+def sinks_of(job: FitJob, url: str, rows: Rows) -> list[Sink]:
+    """Where rank 0's rows go, of a run that has made `rows` so far."""
+    done = rows[-1][job.unit] if rows else 0
+    run = storage.absolute(url).rsplit("/", 2)[-2]
+    return [
+        progress.Reporter(storage.join(url, *PROGRESS), job.unit),
+        JsonLines(storage.join(url, "attempts")),
+        TensorBoard(storage.join(url, "tensorboard"), first_step=len(rows) + 1),
+        RayMetrics(run, job.name, unit=job.unit, done=done),
+    ]
 
 
 def resume(job: FitJob, url: str) -> tuple[DeepSpeedEngine, Rows]:
