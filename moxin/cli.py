@@ -1,5 +1,6 @@
-"""The command `moxin`: what is done to models outside of a run, and looks into a run.
+"""The command `moxin`: what is done to models outside of a run, looks into a run, and the machines before a run.
 
+moxin doctor --run s3://bucket/runs/moxin --recipe demo        # nodes, GPUs, storage, clocks, bandwidth, ports, versions
 moxin model show moxin_7b                      # or a folder: shape, parameters by part, memory
 moxin model convert SOURCE TARGET --dtype bfloat16 --max-shard 5GB
 moxin model expand SOURCE TARGET --layers 36 --how zero
@@ -24,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 a mistake in the command or the data."""
     options = _parser().parse_args(argv)
     try:
-        options.work(options)
+        code = options.work(options)
     except KeyboardInterrupt:
         console.warn("interrupted")
         return job.INTERRUPTED
     except Exception as error:
         return job.report_failure(error)
-    return 0
+    return int(code or 0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +126,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     documents.add_argument("--page", default=1, type=int, help="from 1")
     documents.set_defaults(work=_inspect_documents)
+
+    doctor = areas.add_parser(
+        "doctor",
+        help="look at the machines of a run: ends with 1 if something would spoil it",
+        allow_abbrev=False,
+    )
+    doctor.add_argument(
+        "--run", default="", metavar="URL", help="folder or s3:// URL where the run shall lie"
+    )
+    doctor.add_argument("--recipe", default="", help="measure the machines by what this recipe needs")
+    doctor.add_argument("--workers", default=0, type=int, metavar="N", help="training workers (the recipe's)")
+    doctor.set_defaults(work=_doctor)
     return parser
 
 
@@ -244,6 +257,21 @@ def _inspect_documents(options: argparse.Namespace) -> None:
     ]
     query = inspect.Query(where, options.sort, options.lowest, options.n, options.page, options.chars)
     inspect.show(inspect.shards(url, removed), query)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from moxin import recipes, storage
+    from moxin.doctor import run
+    from moxin.doctor.need import Need
+
+    if options.workers < 0:
+        raise ValueError(f"--workers {options.workers}: at least 1, or 0 for what the recipe says")
+    need = Need.of_recipe(recipes.load(options.recipe)) if options.recipe else Need()
+    if options.workers:
+        need = replace(need, n_workers=options.workers)
+    return run.show(storage.absolute(options.run) if options.run else "", need)
 
 
 if __name__ == "__main__":

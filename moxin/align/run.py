@@ -159,6 +159,7 @@ def _job(
             grad_clip=config.grad_clip,
         ),
         keeping=Keeping(config.checkpoint_every),
+        context=config.context,
         seed=config.seed,
         scaling=recipe.scaling,
     )

@@ -12,10 +12,9 @@ import numpy as np
 
 from moxin.recipe import GuardConfig
 
-EVENT = "event"
-"""What a row says where a step was not a usual one: one of the following."""
-SPIKE, SKIPPED, LEFT_OUT = "spike", "skipped", "left out"
-"""Applied though its loss was unusual; not applied; its batch was not even looked at, after a roll-back."""
+SPIKE, SKIPPED, LEFT_OUT = "spike", "skipped", "left_out"
+"""True in the row of a step that was not a usual one: its loss was a spike; it was not applied; its batch was not even looked
+at, after a roll-back."""
 LEAST = 0.005
 """Least deviation, as a share of the median, that a score is taken in: a loss that hardly moves has no spikes."""
 
@@ -44,7 +43,7 @@ class Guard:
             return math.nan, math.nan
         losses: list[float] = []
         for row in reversed(rows[: max(0, step - 1)]):
-            if row.get(EVENT) is None:
+            if not (row.get(SPIKE) or row.get(SKIPPED) or row.get(LEFT_OUT)):
                 losses.append(row["loss"])
                 if len(losses) == self.config.window:
                     break
@@ -68,24 +67,32 @@ class Guard:
             return math.inf
         return 0.0 if math.isnan(median) else (loss - median) / deviation
 
-    def event(self, score: float, skipped: bool) -> str | None:
-        if skipped:
-            return SKIPPED
-        return SPIKE if self.config.spike_score and score >= self.config.spike_score else None
+    def told(self, score: float, skipped: bool) -> dict[str, Any]:
+        """What a row says of a step beyond its numbers: nothing where it was a usual one."""
+        spike = bool(self.config.spike_score) and self.config.spike_score <= score < math.inf
+        if not spike and not skipped:
+            return {}
+        marks = {SPIKE: spike, SKIPPED: skipped}
+        return {name: True for name, so in marks.items() if so} | (
+            {"score": round(score, 2)} if score < math.inf else {}
+        )
 
     def check(self, rows: Sequence[dict[str, Any]]) -> None:
         """Raises `RollBackError` where the last so many steps were all bad."""
         n = self.config.rollback_after
         if not n or len(rows) < n:
             return
-        bad = [row.get(EVENT) in (SPIKE, SKIPPED) for row in rows[-n:]]
-        if all(bad):
+        if all(map(_is_bad, rows[-n:])):
             first = len(rows) - n
-            while first and rows[first - 1].get(EVENT) in (SPIKE, SKIPPED):
+            while first and _is_bad(rows[first - 1]):
                 first -= 1
             last = rows[-1]
             told = f"loss {_number(last['loss'])}, gradient norm {_number(last['grad_norm'])} in step {last['step']:,}"
             raise RollBackError(first, len(rows) - 1, f"{len(rows) - first} bad steps in a row; {told}")
+
+
+def _is_bad(row: dict[str, Any]) -> bool:
+    return bool(row.get(SPIKE) or row.get(SKIPPED))
 
 
 def _number(value: float | None) -> str:

@@ -90,6 +90,8 @@ class FitJob:
     seed: int
     scaling: ScalingConfig
     unit: str = "tokens"
+    context: int = 0
+    """Tokens of a row, for what a token costs; 0 where that is not told."""
     parts: tuple[str, ...] = ()
     """Names of the further pairs among the objective's sums: what it tells the loss of, such as sources."""
     guards: GuardConfig = field(default_factory=lambda: GuardConfig(spike_score=0.0))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from moxin.train.engine import Engine
-from moxin.train.guard import EVENT, LEFT_OUT, Guard
+from moxin.train.guard import LEFT_OUT, Guard
 from moxin.train.job import Batches, FitJob, Micro
 from moxin.train.prefetch import Prefetched
 from moxin.train.schedule import learning_rate
@@ -31,6 +31,8 @@ Rows = list[Row]
 class Watcher:
     """What the surroundings of a run want to know of it, and may ask of it. All have to answer at once, on every worker."""
 
+    measure: Callable[[Row], Row] = lambda row: {}
+    """Given a row, what else there is to say in it."""
     report: Callable[[Row], None] = lambda row: None
     """Given the metrics of every step."""
     checkpoint: Callable[[Rows], None] = lambda rows: None
@@ -71,8 +73,8 @@ def train(
     A row: `step` (from 1), `tokens` (or another `job.unit`; since the job's beginning), `loss` (nats; None where it is not
     finite), `lr`, `grad_norm` (before clipping), `seconds` (of this step), `data_seconds` (of these, how long it waited for
     its data), `checkpoint_seconds` (how long it had to wait for the last checkpoint before it began), `tokens_per_second`,
-    `memory_bytes` (this worker's: peak of the GPU's, or resident), `workers`. With `job.parts` also `source_loss`. `event`
-    and `score` where the step was not a usual one. Raises `RollBackError` where the guard says so.
+    `memory_bytes` (this worker's: peak of the GPU's, or resident), `workers`. With `job.parts` also `source_loss`. `spike`,
+    `skipped`, `left_out` and `score` where the step was not a usual one. Raises `RollBackError` where the guard says so.
     """
     watcher = watcher or Watcher()
     loop = _Loop(engine, job, batches, rows, watcher)
@@ -169,15 +171,15 @@ class _Loop:
             pairs = zip(job.parts, parts[::2], parts[1::2], strict=True)
             row["source_loss"] = {name: part / n for name, part, n in pairs if n and math.isfinite(part)}
         score = self.guard.score(at.usual, loss)
-        if event := self.guard.event(score, bool(skipped)):
-            row |= {EVENT: event, "score": round(score, 2) if math.isfinite(score) else None}
+        row |= self.guard.told(score, bool(skipped))
+        row |= self.watcher.measure(row)
         self.rows.append(row)
         self.watcher.report(row)
         self.guard.check(self.rows)
 
     def leave_out(self, i: int) -> None:
         self.units += self.batches.size(i)
-        row = {"step": i + 1, self.job.unit: self.units, "loss": None, "grad_norm": None, EVENT: LEFT_OUT}
+        row = {"step": i + 1, self.job.unit: self.units, "loss": None, "grad_norm": None, LEFT_OUT: True}
         self.rows.append({**row, "lr": learning_rate(self.job.schedule, self.job.peak_lr, i), "seconds": 0.0})
 
     def checkpoint(self) -> None:

@@ -10,17 +10,16 @@ import threading
 from collections import Counter
 from typing import Any, cast
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from moxin import console, session, storage
 from moxin.artifact import Artifact, Builder, Stage
 from moxin.config import to_jsonable
+from moxin.doctor.need import Need
+from moxin.doctor.run import preflight
 from moxin.recipe import Recipe
 from moxin.tokens.loader import Curriculum, check
 from moxin.train import beats, checkpoint, pretrain, progress, rollback, worker
 from moxin.train.ending import Ending
-from moxin.train.guard import EVENT
+from moxin.train.guard import LEFT_OUT, SKIPPED, SPIKE
 from moxin.train.job import FitJob, Keeping
 from moxin.train.loop import Rows
 from moxin.train.objective import next_token
@@ -76,6 +75,7 @@ def stage(
             seed=settings.seed,
             scaling=recipe.scaling,
             parts=data.names,
+            context=phase.context,
             guards=settings.guards,
             keep_state=index + 1 < len(settings.phases)
             and settings.phases[index + 1].optimizer_state == "carry",
@@ -105,7 +105,7 @@ def fit(job: FitJob, builder: Builder) -> None:
     ):  # nobody reclaims the machine that one sits at: a process less to start
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     session.start(max(os.cpu_count() or 1, 4, job.scaling.n_workers * job.scaling.cpu_threads + 1))
-    check_storage(url)
+    preflight(url, Need.of(job.model, job.scaling, optimizer=job.optimizer.kind, keep_last=job.keeping.last))
     name = prepare(url, job)
     console.say(
         f"  {job.name}: {batches.n_steps:,} steps of {batches.size(batches.n_steps - 1):,} {job.unit}, "
@@ -137,7 +137,7 @@ def summary(rows: Rows, unit: str) -> dict[str, Any]:
     """Counts of a finished run. The first and the last loss are means over 5 % of the steps, but at least five."""
     losses = [row["loss"] for row in rows if row["loss"] is not None]
     n = min(len(losses), max(5, len(losses) // 20))
-    events = Counter(row[EVENT] for row in rows if EVENT in row)
+    events = Counter(name for row in rows for name in (SPIKE, SKIPPED, LEFT_OUT) if row.get(name))
     return {
         "steps": len(rows),
         unit: rows[-1][unit],
@@ -146,23 +146,6 @@ def summary(rows: Rows, unit: str) -> dict[str, Any]:
         f"{unit}_per_second": round(rows[-1][unit] / sum(row["seconds"] for row in rows), 1),
         **({"events": dict(events)} if events else {}),
     }
-
-
-def check_storage(url: str) -> None:
-    """Raises `ValueError` where a node of the cluster does not see the run's folder."""
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) == 1 or not storage.is_local(url):
-        return
-    marker = storage.join(url, ".scratch", "seen-by-all-nodes")
-    storage.write_text(marker, "")
-    exists = ray.remote(num_cpus=0)(os.path.exists)
-    where = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    seen = ray.get([exists.options(scheduling_strategy=node).remote(marker) for node in where])
-    if blind := seen.count(False):
-        raise ValueError(
-            f"{url} is a folder that {blind} of {len(nodes)} nodes of the cluster do not see; put the run on shared storage "
-            "with --run s3://bucket/path, or a folder mounted on every node"
-        )
 
 
 def prepare(url: str, job: FitJob) -> str:

@@ -3,23 +3,27 @@
 import shutil
 import tempfile
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
 
-from moxin import storage
+from moxin import hardware, storage
 from moxin.config import digest
 from moxin.model import checkpoint as model_checkpoint
 from moxin.train import checkpoint, progress, rollback
 from moxin.train.beats import Beat, Heart
 from moxin.train.build import build
 from moxin.train.engine_deepspeed import DeepSpeedEngine
+from moxin.train.flops import Utilization
 from moxin.train.guard import RollBackError
 from moxin.train.job import FitJob
 from moxin.train.loop import Row, Rows, Watcher, train
+from moxin.train.metrics_ray import RayMetrics
 from moxin.train.saving import Saver
+from moxin.train.sinks import JsonLines, Sink, Sinks, TensorBoard
 
 RUN = (".scratch", "ray")
 """Folder of Ray Train's run in that of the stage."""
@@ -61,16 +65,19 @@ def run(job: FitJob, url: str, heart: Heart, local_rank: int, local_world: int) 
     rows = resume(engine, job, url, local_rank, local_world)
     saved = storage.join(url, *CHECKPOINTS)
     saver = Saver(engine, job, saved, part_folder(url, engine.rank))
-    reporter = progress.Reporter(storage.join(url, *PROGRESS))
-
-    def report(row: Row) -> None:
-        if engine.rank == 0:
-            reporter(row)
+    report = Sinks(sinks_of(job, url, rows) if engine.rank == 0 else [])
 
     def stop() -> bool:
         return heart.stopping or is_preempted()
 
-    watcher = Watcher(report, saver.save, lambda step: publish(engine, job, url, saver, step), stop, heart.at)
+    watcher = Watcher(
+        measurer(job, engine.world, rows),
+        report,
+        saver.save,
+        lambda step: publish(engine, job, url, saver, step),
+        stop,
+        heart.at,
+    )
     batches = job.batches()
     try:
         left_out = rollback.left_out(saved)
@@ -84,6 +91,7 @@ def run(job: FitJob, url: str, heart: Heart, local_rank: int, local_world: int) 
         return ROLLED_BACK
     finally:
         saver.close()
+        report.close()
     saver.wait()
     if len(rows) < batches.n_steps:
         distributed.barrier()
@@ -91,6 +99,41 @@ def run(job: FitJob, url: str, heart: Heart, local_rank: int, local_world: int) 
     heart.at("writes the result", len(rows))
     finish(engine, job, url, rows)
     return DONE
+
+
+def measurer(job: FitJob, world: int, rows: Rows) -> Callable[[Row], Row]:
+    """What a row says of utilization and money, of a run that has made `rows` so far; nothing where peak and price of the
+    accelerator are not known."""
+    scaling = job.scaling
+    peak = hardware.peak_flops(scaling.accelerator, scaling.precision)
+    utilization = Utilization(job.model, world, peak, scaling.recompute)
+    price = scaling.dollars_per_hour or hardware.dollars_per_hour(scaling.accelerator)
+    spent = rows[-1].get("dollars", 0.0) if rows else 0.0
+
+    def measure(row: Row) -> Row:
+        nonlocal spent
+        more: Row = {}
+        if job.unit == "tokens" and job.context:
+            tokens = row["tokens_per_second"] * row["seconds"]
+            more |= utilization(round(tokens), row["seconds"], job.context)
+        if price:
+            spent += price * world * (row["seconds"] + row["checkpoint_seconds"]) / 3600
+            more["dollars"] = round(spent, 4)
+        return more
+
+    return measure
+
+
+def sinks_of(job: FitJob, url: str, rows: Rows) -> list[Sink]:
+    """Where rank 0's rows go, of a run that has made `rows` so far."""
+    done = rows[-1][job.unit] if rows else 0
+    run = storage.absolute(url).rsplit("/", 2)[-2]
+    return [
+        progress.Reporter(storage.join(url, *PROGRESS), job.unit),
+        JsonLines(storage.join(url, "attempts")),
+        TensorBoard(storage.join(url, "tensorboard"), first_step=len(rows) + 1),
+        RayMetrics(run, job.name, unit=job.unit, done=done),
+    ]
 
 
 def is_preempted() -> bool:

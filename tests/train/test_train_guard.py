@@ -68,8 +68,8 @@ class MarkedBatches(CountingBatches):
 
 def test_a_gradient_that_is_not_finite_is_left_out_and_the_rest_is_as_if_it_had_not_been():
     engine, rows = fit_local(small_job(batches=MarkedBatches, objective=exploding))
-    assert [row["step"] for row in rows if row.get("event")] == [7]
-    assert (rows[6]["event"], rows[6]["grad_norm"]) == (SKIPPED, None)
+    assert [row["step"] for row in rows if row.get(SKIPPED)] == [7]
+    assert rows[6]["grad_norm"] is None
     assert math.isfinite(rows[6]["loss"])
     assert all(math.isfinite(loss) for loss in losses(rows))
     weights = engine.weights()
@@ -81,10 +81,11 @@ def test_a_gradient_that_is_not_finite_is_left_out_and_the_rest_is_as_if_it_had_
 
 def test_a_spike_is_told_and_a_great_one_is_not_applied():
     _, rows = fit_local(job_of(bad=[30]))
-    assert [(row["step"], row["event"]) for row in rows if "event" in row] == [(31, SPIKE)]
+    assert [row["step"] for row in rows if row.get(SPIKE)] == [31]
+    assert not any(row.get(SKIPPED) for row in rows)
     assert rows[30]["score"] > 8
     engine, rows = fit_local(job_of(bad=[30], guards=replace(GUARDS, skip_score=9.0)))
-    assert [(row["step"], row["event"]) for row in rows if "event" in row] == [(31, SKIPPED)]
+    assert [row["step"] for row in rows if row.get(SKIPPED)] == [31]
     skipped = losses(rows)[31]
     undisturbed = losses(fit_local(job_of())[1])
     assert skipped == pytest.approx(undisturbed[31], abs=0.05)
@@ -95,13 +96,13 @@ def test_several_bad_steps_and_the_run_goes_back_and_leaves_them_out(tmp_path):
     bad = [22, 23, 24, 25]
     engine, rows = fit_local(job_of(bad), tmp_path)
     assert [row["step"] for row in rows] == list(range(1, N + 1))
-    left_out = [row["step"] for row in rows if row.get("event") == LEFT_OUT]
+    left_out = [row["step"] for row in rows if row.get(LEFT_OUT)]
     assert left_out == [23, 24, 25]
     (told,) = rollback.recorded(str(tmp_path))
     assert (told["first"], told["last"]) == (23, 25)
     assert "3 bad steps in a row" in told["told"]
     # The one that is still in is a single spike.
-    assert [row["step"] for row in rows if row.get("event") == SPIKE] == [26]
+    assert [row["step"] for row in rows if row.get(SPIKE)] == [26]
     assert [row["tokens"] for row in rows] == [ROWS * CONTEXT * (k + 1) for k in range(N)]
 
     # Without the first three the run is the same bit by bit, if one writes it out: nothing of the bad steps is left.
@@ -144,5 +145,5 @@ def test_scores_are_what_statistics_say_and_the_step_before_is_not_asked():
     assert guard.usual(moved, 200) == (median, deviation)
     assert guard.score((median, deviation), 3.0 + 12 * deviation) == pytest.approx(12, abs=1)
     assert guard.score((median, deviation), math.nan) == math.inf
-    flagged = [{"loss": 50.0, "event": SPIKE} if k % 2 else row for k, row in enumerate(rows)]
+    flagged = [{"loss": 50.0, SPIKE: True} if k % 2 else row for k, row in enumerate(rows)]
     assert guard.usual(flagged, 200)[0] == pytest.approx(3.0, abs=0.1)
