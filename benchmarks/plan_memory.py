@@ -2,14 +2,14 @@
 """`python benchmarks/plan_memory.py`: the planner's memory against what training takes on this machine, without a GPU.
 
 Two measurements of small rungs: bytes that autograd saves in a forward pass, counted storage by storage through
-`torch.autograd.graph.saved_tensors_hooks`; and how far the resident memory of a process of its own rises above what it was after
-the imports (`VmHWM` and `VmRSS` of Linux's /proc) in two steps of two micro-batches with AdamW. About three minutes, 8 GB.
+`torch.autograd.graph.saved_tensors_hooks`; and how far the resident memory of a process of its own rises above what it
+was after the imports (`VmHWM` and `VmRSS` of Linux's /proc) in two steps of two micro-batches with AdamW. About three
+minutes, 8 GB.
 
 Prints a table; with `--write` also `benchmarks/results/plan_memory-<date>.json` with hardware, versions and the command.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -161,7 +161,9 @@ def main() -> None:
     for preset, precision, recompute, rows, context in CASES:
         got = train_apart(preset, precision, recompute, rows, context)
         want = planned_rise(preset, precision, recompute, rows, context).total
-        risen.append((preset, precision, recompute, f"{rows} x {context}", got / 2**20, want / 2**20, want / got))
+        risen.append(
+            (preset, precision, recompute, f"{rows} x {context}", got / 2**20, want / 2**20, want / got)
+        )
     table("Resident memory of training", (*columns[:3], "rows", *columns[3:]), risen)
     if options.write:
         common.write("plan_memory", {"saved": saved, "resident": risen})

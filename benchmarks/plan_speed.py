@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """`python benchmarks/plan_speed.py`: fits the seven numbers of `moxin.plan.speed` and shows every row that it misses.
 
-The rows are the bfloat16 ones of llm-foundry's `scripts/train/benchmarking/README.md` (figures only): MPT shapes from 125M to
-70B with learned positions, 8 to 512 A100 and H100. Fitted on `FITTED` models, held out: the others. Takes seconds, needs no GPU.
+The rows are the bfloat16 ones of llm-foundry's `scripts/train/benchmarking/README.md` (figures only): MPT shapes from
+125M to 70B with learned positions, 8 to 512 A100 and H100. Fitted on `FITTED` models, held out: the others. Takes
+seconds, needs no GPU.
 """
 
 import csv
@@ -106,7 +107,9 @@ def fit(given: list[Row]) -> Calibration:
         by = calibration(np.exp(logs))
         return np.array([math.log(ratio(row, by)) for row in given])
 
-    done = least_squares(misses, start, loss="cauchy", f_scale=0.05, x_scale=0.1, bounds=(np.log(START) - 5, np.log(MOST)))
+    done = least_squares(
+        misses, start, loss="cauchy", f_scale=0.05, x_scale=0.1, bounds=(np.log(START) - 5, np.log(MOST))
+    )
     return calibration(np.exp(done.x))
 
 
@@ -126,7 +129,9 @@ def main() -> None:
             of = [r for r in found if r.setup.gpu.name == gpu and (r.model not in FITTED) == held]
             off = [abs(math.log(ratio(row, by))) for row in of]
             within = sum(miss <= math.log(1.15) for miss in off)
-            groups.append((gpu, "held out" if held else "fitted", len(of), within, float(np.median(off)), max(off)))
+            groups.append(
+                (gpu, "held out" if held else "fitted", len(of), within, float(np.median(off)), max(off))
+            )
             missed += [
                 (
                     f"{gpu} {r.model} context {r.setup.context} x{r.setup.n_workers}",
@@ -138,7 +143,11 @@ def main() -> None:
                 for r in of
                 if abs(math.log(ratio(r, by))) > math.log(1.15)
             ]
-    table("Predicted over published throughput", ("GPU", "rows", "of", "within 15 %", "median |log|", "most"), groups)
+    table(
+        "Predicted over published throughput",
+        ("GPU", "rows", "of", "within 15 %", "median |log|", "most"),
+        groups,
+    )
     table("Missed by more than 15 %", ("row", "was", "published tok/s/GPU", "predicted", "ratio"), missed)
     result = {
         "calibration": repr(by),

@@ -86,7 +86,8 @@ MACHINES: dict[str, Machine] = {
         _machine("g6e.48xlarge", "L40S-48GB", 8, 400, 30.13, 1536),
         _machine("g5.48xlarge", "A10G-24GB", 8, 100, 16.29, 768),
         _machine("g6.48xlarge", "L4-24GB", 8, 100, 13.35, 768),
-        # No cloud's: one card at home.
+        # No cloud's: what MPT was trained on (llm-foundry's tables), and one card at home.
+        _machine("mosaicml-a100-40gb", "A100-40GB", 8, 1600, 16.0, 0),
         _machine("desktop-4090", "RTX4090-24GB", 1, 10, 0, 64),
     )
 }
@@ -103,7 +104,7 @@ def gpu(accelerator: str) -> Gpu:
 
 
 def machine_with(accelerator: str) -> Machine:
-    """The first machine in the table with such GPUs and a list price, else the first with such GPUs."""
+    """The first machine of the table with such GPUs and a list price, else the first with such GPUs."""
     wanted = gpu(accelerator).name
     found = [machine for machine in MACHINES.values() if machine.gpu == wanted]
     return next((machine for machine in found if machine.dollars_per_hour), found[0])

@@ -1,9 +1,9 @@
-"""Bytes that a forward pass of our decoder keeps for the way back, and what the loss needs: read off `moxin/model/decoder.py`
-and the kernels tensor by tensor, and held against what autograd saves (`benchmarks/plan_memory.py`).
+"""Bytes that a forward pass of our decoder keeps for the way back, and what the loss needs: read off
+`moxin/model/decoder.py` and the kernels tensor by tensor, held against what autograd saves (`benchmarks/plan_memory.py`).
 
 Attention keeps no T x T matrix, norms keep their input and a number or two a token, SwiGLU its input only. With ZeRO 1 to 3
-bfloat16 is everywhere; at stage 0 it is autocast: a float32 residual stream between bfloat16 products, with bfloat16 copies of
-the weights.
+bfloat16 is everywhere; at stage 0 it is autocast: a float32 residual stream between bfloat16 products, with bfloat16
+copies of the weights.
 """
 
 from dataclasses import dataclass

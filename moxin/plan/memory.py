@@ -83,8 +83,8 @@ def states(
     """Bytes of weights, gradients and optimizer state on a worker's device.
 
     bf16 with ZeRO 1 to 3: weights and gradients of 2 bytes, and float32 masters with the optimizer's state. At stage 0 and
-    in fp32 weights and gradients are float32 and there are no masters. Moments are float32: two of AdamW, one of Lion, one of
-    Muon for the layers' matrices and AdamW's two for the rest.
+    in fp32 weights and gradients are float32 and there are no masters. Moments are float32: two of AdamW, one of Lion,
+    one of Muon for the layers' matrices and AdamW's two for the rest.
     """
     stage = int(scaling.zero_stage)
     width = 2 if scaling.precision == "bf16" and stage else 4
@@ -104,9 +104,7 @@ def optimizer_bytes(model: ModelConfig, optimizer: str) -> int:
     """Bytes of the moments of all parameters."""
     n = counts.parameters(model)["total"]
     if optimizer not in speed.OPTIMIZER_BYTES:
-        raise ValueError(
-            f"pretrain.optimizer = {optimizer!r}: one of {', '.join(speed.OPTIMIZER_BYTES)}"
-        )
+        raise ValueError(f"pretrain.optimizer = {optimizer!r}: one of {', '.join(speed.OPTIMIZER_BYTES)}")
     if optimizer == "muon":
         matrices = model.n_layers * counts.block_parameters(model)
         return 4 * matrices + 8 * (n - matrices)
