@@ -102,29 +102,35 @@ def backward(model: ModelConfig, recompute: str, width: Widths) -> int:
 @dataclass(frozen=True)
 class Loss:
     """Bytes of the output projection with its cross-entropy (`linear_cross_entropy_sum`), which makes its gradients on the
-    way forward: `workspace` while it runs, `left` until the way back has taken it over."""
+    way forward: while it runs, while its own way back runs, and from then until the embedding is reached."""
 
-    workspace: int
-    left: int
+    forward: int
+    backward: int
+    held: int
 
 
 def loss(model: ModelConfig, micro_batch: int, width: Widths, on_gpu: bool) -> Loss:
     """For `micro_batch` tokens. A chunk of logits is turned into its gradient in place; the gradient of the weight is summed
-    over the chunks in float32."""
+    over the chunks in float32 and brought to the weight's type at the end."""
     from kernels.cross_entropy import CHUNK_BYTES_CPU, CHUNK_BYTES_GPU  # torch takes 2 s to import
 
     table = model.vocab_size * model.d_model
     size = max(1, (CHUNK_BYTES_GPU if on_gpu else CHUNK_BYTES_CPU) // (4 * model.vocab_size))
     chunk = min(size, micro_batch)
-    one = chunk == micro_batch
+    one, narrow = chunk == micro_batch, width.product == 2
     of_x = micro_batch * model.d_model * width.product
     of_weight = table * (width.product if one else 4)
     logits = chunk * model.vocab_size * width.product
     copy = table * width.product if width.autocast else 0  # of the weight, in the products' type
     product = 0
-    if not one and width.product == 2:  # a chunk's share, before it is added
+    if not one and narrow:  # a chunk's share, before it is added; a CPU's product is bfloat16 first
         product = table * 4 if on_gpu else table * 6
-    statistics = 8 * micro_batch
-    # On the way back the sum is brought to the type of the weight's gradient.
-    left = of_x + of_weight + (0 if one or width.autocast else table * width.product)
-    return Loss(of_x + of_weight + logits + copy + product + statistics, left)
+    rounded = table * 2 if narrow and not one else 0
+    widened = table * 4 if width.autocast else 0
+    # A shared table waits for its second gradient, that of the embedding, which comes last.
+    held = table * width.stream if model.tie_embeddings else 0
+    return Loss(
+        forward=of_x + of_weight + logits + copy + product + 8 * micro_batch,
+        backward=of_x + max(of_weight + rounded, rounded + widened),
+        held=held,
+    )

@@ -70,8 +70,9 @@ def of(
     # The update of bf16 weights: the float32 gradients of the masters, when all activations are gone.
     update = 4 * shared if width == Widths(2, 2) and scaling.offload_optimizer == "none" else 0
     moments = [
-        Memory(weights, gradients, state, buffers + copies, kept, loss.workspace),
-        Memory(weights, gradients, state, buffers + copies, kept + back, loss.left),
+        Memory(weights, gradients, state, buffers + copies, kept, loss.forward),
+        Memory(weights, gradients, state, buffers + copies, kept, loss.backward),
+        Memory(weights, gradients, state, buffers + copies, kept + back, loss.held),
         Memory(weights, gradients, state, buffers + update, 0, 0),
     ]
     return max(moments, key=lambda moment: moment.total)

@@ -79,7 +79,7 @@ def simulate(
     """Seconds that each of `runs` runs took, float64[runs]: `work` seconds of steps, a checkpoint after every `interval` of
     them, failures at random, `between` seconds apart on average, also while restarting or writing."""
     random = np.random.default_rng(seed)
-    took, left = np.zeros(runs), np.full(runs, work)
+    took, left = np.zeros(runs), np.full(runs, float(work))
     starting = np.zeros(runs)  # seconds of restart at the beginning of a stretch: none of the first
     going = np.arange(runs)
     while len(going):
@@ -124,7 +124,7 @@ class Point:
 
     @property
     def dollars(self) -> float:
-        return self.cost.dollars / self.goodput
+        return self.cost.dollars / self.goodput if self.goodput else math.inf
 
     @property
     def computing(self) -> float:

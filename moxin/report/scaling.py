@@ -43,6 +43,9 @@ def page(name: str, offer: Offer, points: Sequence[Point], reliability: Reliabil
 
 def _tiles(points: Sequence[Point]) -> list[dict[str, str]]:
     own = [point for point in points if point.batch_factor == 1] or list(points)
+    own = [point for point in own if math.isfinite(point.expected)]
+    if not own:
+        return []
     fastest = min(own, key=lambda each: each.expected)
     cheapest = min(own, key=lambda each: each.dollars or each.cost.gpu_hours)
     value, unit = (
@@ -72,18 +75,19 @@ def _tiles(points: Sequence[Point]) -> list[dict[str, str]]:
 
 def _row(point: Point) -> list[str]:
     first = point.cost.phases[0]
+    ends = math.isfinite(point.expected)
     return [
         f"{point.n_gpus:,}",
         f"×{point.batch_factor}" if point.batch_factor > 1 else "",
         f"{point.cost.scaling.zero_stage}, {point.cost.scaling.recompute}",
         f"{first.tokens_per_second:,.0f}",
         f"{first.mfu:.1%}",
-        f"{point.expected / DAY:,.1f}",
-        f"{point.low / DAY:,.1f} to {point.high / DAY:,.1f}",
+        f"{point.expected / DAY:,.1f}" if ends else "never",
+        f"{point.low / DAY:,.1f} to {point.high / DAY:,.1f}" if math.isfinite(point.high) else "",
         f"{point.between_failures / 3600:,.1f} h",
         f"{point.interval / 60:,.0f} min",
         f"{point.goodput:.1%}",
-        f"${point.dollars:,.0f}" if point.dollars else "",
+        f"${point.dollars:,.0f}" if point.dollars and ends else "",
     ]
 
 
