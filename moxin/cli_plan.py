@@ -134,6 +134,11 @@ def _compare(recipe: Recipe, offers: list[Offer], counts: list[int]) -> None:
         )
     found.sort(key=lambda each: (not each.dollars, each.dollars, each.gpu_hours))
     tables.show_options(found)
+    if left_out := sorted(set(counts) - {each.n_gpus for each in found}):
+        console.say(
+            f"\n  left out: {', '.join(f'{n:,}' for n in left_out)} GPUs; nothing fits, or a step has fewer rows ({rows:,})",
+            "dim",
+        )
     best = found[0]
     console.say(
         f"\n  cheapest: {best.n_gpus:,} × {best.offer.name}, {' '.join(_settings(recipe, best))}", "bold"

@@ -57,25 +57,36 @@ def of(
     `scaling` gives ZeRO's stage, precision, recomputation, offloading, and whether the device is a GPU. Gradients count in
     full: they lie there between micro-batches. Optimizers: `adamw`, `lion`, `muon`.
     """
+    found = moments(model, scaling, optimizer, micro_batch, context, n_workers)
+    return max(found.values(), key=lambda moment: moment.total)
+
+
+def moments(
+    model: ModelConfig, scaling: ScalingConfig, optimizer: str, micro_batch: int, context: int, n_workers: int
+) -> dict[str, Memory]:
+    """The moments of a step that may need most: the loss is made, the table of the output projection gets its gradient, the
+    last layer's feed-forward half goes back, the weights are updated. Arguments as of `of`."""
     stage = int(scaling.zero_stage)
     width = Widths.of(scaling.precision, stage)
-    weights, gradients, state = states(model, scaling, optimizer, n_workers)
+    fixed = states(model, scaling, optimizer, n_workers)
     kept = micro_batch * activations.forward(model, scaling.recompute, width)
     loss = activations.loss(model, micro_batch, width, scaling.use_gpu)
     back = micro_batch * activations.backward(model, scaling.recompute, width)
     buffers = _buffers(model, scaling, n_workers)
     copies = activations.weight_copies(model, scaling.recompute, width)
+    cached = activations.weight_copies(
+        model, "none", width
+    )  # autocast lets go of its copies after the forward pass
     n = counts.parameters(model)["total"]
     shared = -(-n // n_workers) if stage else n
     # The update of bf16 weights: the float32 gradients of the masters, when all activations are gone.
     update = 4 * shared if width == Widths(2, 2) and scaling.offload_optimizer == "none" else 0
-    moments = [
-        Memory(weights, gradients, state, buffers + copies, kept, loss.forward),
-        Memory(weights, gradients, state, buffers + copies, kept, loss.backward),
-        Memory(weights, gradients, state, buffers + copies, kept + back, loss.held),
-        Memory(weights, gradients, state, buffers + update, 0, 0),
-    ]
-    return max(moments, key=lambda moment: moment.total)
+    return {
+        "loss": Memory(*fixed, buffers + cached, kept, loss.forward),
+        "table": Memory(*fixed, buffers + copies, kept, loss.backward),
+        "backward": Memory(*fixed, buffers + copies, kept + back, loss.held),
+        "update": Memory(*fixed, buffers + update, 0, 0),
+    }
 
 
 def states(

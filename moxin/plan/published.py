@@ -40,7 +40,7 @@ RUNS = (
         recompute="full",
         source="huggingface.co/mosaicml/mpt-7b, databricks.com/blog/mpt-7b",
         assumed="$2 a GPU hour: the two published numbers divided; recomputation as in llm-foundry's rows on this card. "
-        "The published days have four hardware failures in them, the plan's have none",
+        "The published days hold restarts and checkpoints, the plan's only steps",
     ),
     Published(
         recipe="moxin_7b",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from moxin import console
 from moxin.config import to_jsonable
@@ -115,12 +116,17 @@ def show_memory(recipe: Recipe, offer: Offer | None = None) -> None:
     accelerator = offer.machine.gpu if offer else scaling.accelerator if scaling.use_gpu else ""
     micro = phase.context if pretrain.micro_batch == "auto" else max(pretrain.micro_batch, phase.context)
     given = (pretrain.optimizer, micro, phase.context, scaling.n_workers)
+    scaling = replace(scaling, use_gpu=scaling.use_gpu or bool(offer))
     found = memory.table(recipe.model, scaling, *given)
-    kinds = [kind for kind in memory.KINDS if any(getattr(need, kind) for _, need in found)]
-    columns = ["ZeRO", *kinds, "peak"] + (["largest micro-batch"] if accelerator else [])
+    columns = ["ZeRO", *memory.KINDS, "peak"] + (["most tokens"] if accelerator else [])
     lines = []
     for name, need in found:
-        line = [name.removeprefix("ZeRO-"), *(size(getattr(need, kind)) for kind in kinds), size(need.total)]
+        kinds = (getattr(need, kind) for kind in memory.KINDS)
+        line = [
+            name.removeprefix("ZeRO-"),
+            *(size(kind) if kind else "-" for kind in kinds),
+            size(need.total),
+        ]
         if accelerator:
             largest = memory.largest_micro_batch(
                 recipe.model,
@@ -131,15 +137,16 @@ def show_memory(recipe: Recipe, offer: Offer | None = None) -> None:
                 memory.usable_bytes(accelerator),
                 most=max(1, pretrain.global_batch // scaling.n_workers // phase.context) * phase.context,
             )
-            line.append(f"{largest:,}" if largest else "nothing fits")
+            line.append(f"{largest:,}" if largest else "none fit")
         lines.append(line)
-    where = f", {accelerator}: {size(memory.usable_bytes(accelerator))} usable" if accelerator else ""
-    console.table(
-        f"Memory of one of {scaling.n_workers} workers: {pretrain.optimizer}, {scaling.precision}, {micro:,} tokens "
-        f"in rows of {phase.context:,}, recompute {scaling.recompute}{where}",
-        columns,
-        lines,
-        right=columns,
+    console.table(f"Memory of one of {scaling.n_workers} workers at its peak", columns, lines, right=columns)
+    at_loss = memory.moments(recipe.model, scaling, *given)["loss"]
+    console.say(
+        f"\n  {pretrain.optimizer}, {scaling.precision}, recompute {scaling.recompute}, {micro:,} tokens at once in rows of "
+        f"{phase.context:,}\n  the loss has its own moment: {size(at_loss.logits)} for logits and gradients, "
+        f"{size(at_loss.total)} in all at ZeRO-{scaling.zero_stage}"
+        + (f"\n  {accelerator}: {size(memory.usable_bytes(accelerator))} of use" if accelerator else ""),
+        "dim",
     )
 
 

@@ -115,8 +115,9 @@ def test_checkpoints_hold_weights_masters_and_moments() -> None:
 
 
 def test_the_command_compares_on_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "--recipe", "ladder_1.3b", "--cluster", A100, "--gpus", "8,16"]) == 0
+    assert cli.main(["plan", "--recipe", "ladder_1.3b", "--cluster", A100, "--gpus", "8,16,64"]) == 0
     text = shown(capsys)
+    assert "left out: 64 GPUs" in text  # the file has 32
     for part in ("1,288,800,256", "8 × A100-40GB (p4d.24xlarge)", "cheapest:", "$2.75 a GPU hour", "ZeRO"):
         assert part in text
 
