@@ -193,7 +193,7 @@ def _simulate(recipe: Recipe, offer: Offer, counts: list[int], reliability: Reli
     )
     console.say(
         "\n  kept: share of the time in steps whose result stays; on products: share of a step that does not wait for\n"
-        "  the network; checkpoint: seconds to write one, minutes between two (Daly)",
+        "  the network; checkpoint: seconds to write one, steps between two (Daly; pretrain.checkpoint_every)",
         "dim",
     )
     if any(point.batch_factor > 1 for point in points):
@@ -217,7 +217,7 @@ def _point_line(point: Point) -> list[str]:
         f"{point.goodput:.1%}",
         f"{point.computing:.0%}",
         _span(point.between_failures),
-        f"{point.checkpoint_seconds:.0f} s / {point.interval / 60:,.0f} min",
+        f"{point.checkpoint_seconds:.0f} s / {point.steps_between_checkpoints:,} steps",
         f"${point.dollars:,.0f}" if point.dollars else "-",
     ]
 

@@ -19,6 +19,8 @@ class PhaseCost:
     name: str
     tokens: int
     steps: int
+    micro_batch: int
+    """Tokens; those of a step's last one may be fewer."""
     setup: Setup
     memory: Memory
     step: StepTime
@@ -95,6 +97,7 @@ def phase_cost(
     if not at_once:
         return None
     accumulation = -(-per_worker // at_once)
+    largest = -(-per_worker // accumulation) * context
     setup = Setup(
         model=recipe.model,
         gpu=offer.gpu,
@@ -103,20 +106,20 @@ def phase_cost(
         zero_stage=int(scaling.zero_stage),
         recompute=scaling.recompute,
         context=context,
-        micro_batch=-(-per_worker // accumulation) * context,
+        micro_batch=per_worker * context / accumulation,
         accumulation=accumulation,
         precision=scaling.precision,
         optimizer=optimizer,
         offload_optimizer=scaling.offload_optimizer,
     )
-    # The last micro-batch may be smaller: what is computed are the rows, what is moved the micro-batches.
-    step = speed.step_time(replace(setup, micro_batch=per_worker * context / accumulation))  # type: ignore[arg-type]
+    step = speed.step_time(setup)
     return PhaseCost(
         name=phase.name,
         tokens=phase.tokens,
         steps=phase.tokens // pretrain.global_batch,
+        micro_batch=largest,
         setup=setup,
-        memory=memory.of(recipe.model, scaling, optimizer, setup.micro_batch, context, n_gpus),
+        memory=memory.of(recipe.model, scaling, optimizer, largest, context, n_gpus),
         step=step,
         tokens_per_second=pretrain.global_batch / n_gpus / step.total,
     )
@@ -180,8 +183,8 @@ class Checkpoint:
 def checkpoint_bytes(recipe: Recipe) -> Checkpoint:
     """State: the weights as they are trained, and masters and moments of the optimizer, whatever ZeRO's stage."""
     n = counts.parameters(recipe.model)["total"]
-    whole = memory.states(recipe.model, replace(recipe.scaling, offload_optimizer="none", offload_parameters="none"),
-                          recipe.pretrain.optimizer, 1)  # fmt: skip
+    on_device = replace(recipe.scaling, offload_optimizer="none", offload_parameters="none")
+    whole = memory.states(recipe.model, on_device, recipe.pretrain.optimizer, 1)
     return Checkpoint(whole[0] + whole[2], 4 * n)
 
 

@@ -59,8 +59,8 @@ class Setup:
     zero_stage: int
     recompute: str
     context: int
-    micro_batch: int
-    """Tokens that a worker puts through the model at once."""
+    micro_batch: float
+    """Tokens that a worker puts through the model at once, on average."""
     accumulation: int
     """Micro-batches of a step."""
     precision: str = "bf16"
@@ -68,7 +68,7 @@ class Setup:
     offload_optimizer: str = "none"
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> float:
         """Of a step, all workers."""
         return self.micro_batch * self.accumulation * self.n_workers
 

@@ -198,7 +198,7 @@ def _phase_line(phase: PhaseCost) -> list[str]:
     moved = cost.traffic(phase).total
     return [
         phase.name,
-        f"{phase.setup.micro_batch:,} × {phase.setup.accumulation}",
+        f"{phase.micro_batch:,} × {phase.setup.accumulation}",
         f"{phase.step.total:.2f}",
         f"{rate:,.0f}",
         f"{phase.mfu:.1%}",
@@ -223,7 +223,7 @@ def show_options(found: Sequence[RunCost], most: int = 12) -> None:
                 f"{each.n_gpus:,}",
                 str(each.scaling.zero_stage),
                 each.scaling.recompute,
-                f"{first.setup.micro_batch:,} × {first.setup.accumulation}",
+                f"{first.micro_batch:,} × {first.setup.accumulation}",
                 size(each.peak.total),
                 f"{first.mfu:.0%}",
                 f"{each.hours / 24:,.1f}" if each.hours >= 24 else f"{each.hours / 24:,.2f}",

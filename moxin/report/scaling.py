@@ -85,7 +85,7 @@ def _row(point: Point) -> list[str]:
         f"{point.expected / DAY:,.1f}" if ends else "never",
         f"{point.low / DAY:,.1f} to {point.high / DAY:,.1f}" if math.isfinite(point.high) else "",
         f"{point.between_failures / 3600:,.1f} h",
-        f"{point.interval / 60:,.0f} min",
+        f"{point.interval / 60:,.0f} min, {point.steps_between_checkpoints:,} steps",
         f"{point.goodput:.1%}",
         f"${point.dollars:,.0f}" if point.dollars and ends else "",
     ]

@@ -64,11 +64,11 @@ def test_a_step_has_the_recipes_batch_on_any_number_of_gpus() -> None:
         assert found is not None
         for phase, given in zip(found.phases, recipe.pretrain.phases, strict=True):
             setup = phase.setup
-            assert setup.micro_batch % given.context == 0
+            assert phase.micro_batch % given.context == 0
             # The slowest worker's rows; others may have one less.
-            rows = setup.micro_batch * setup.accumulation // given.context
-            least = -(-recipe.pretrain.global_batch // given.context // n_gpus)
-            assert least <= rows < least + setup.accumulation + 1
+            rows = -(-recipe.pretrain.global_batch // given.context // n_gpus)
+            assert setup.micro_batch * setup.accumulation == pytest.approx(rows * given.context)
+            assert setup.micro_batch <= phase.micro_batch < setup.micro_batch + given.context
             assert phase.steps == given.tokens // recipe.pretrain.global_batch
             assert phase.memory.total <= memory.usable_bytes("H100-80GB")
     assert cost.run_cost(recipe, H100, 2048) is None  # 1024 rows of 4096
@@ -87,7 +87,7 @@ def test_an_explicit_micro_batch_that_does_not_fit_is_no_option() -> None:
     assert cost.run_cost(large, H100, 4) is None
     found = cost.run_cost(replace(recipe, pretrain=replace(recipe.pretrain, micro_batch=4096)), H100, 64)
     assert found is not None
-    assert [phase.setup.micro_batch for phase in found.phases] == [4096] * 3
+    assert [phase.micro_batch for phase in found.phases] == [4096] * 3
 
 
 def test_the_cheapest_comes_first_and_fits() -> None:
