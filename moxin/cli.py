@@ -4,6 +4,8 @@ moxin doctor --run s3://bucket/runs/moxin --recipe demo        # nodes, GPUs, st
 moxin model show moxin_7b                      # or a folder: shape, parameters by part, memory
 moxin model convert SOURCE TARGET --dtype bfloat16 --max-shard 5GB
 moxin model expand SOURCE TARGET --layers 36 --how zero
+moxin plan --recipe moxin_7b --accelerator H100-80GB --gpus 64,128,256     # memory, hours, dollars; the cheapest way
+moxin plan --recipe moxin_7b --simulate --out curve.html       # to thousands of GPUs, with failures
 moxin profile fineweb --set list_ratio=0.2                     # what removes a document, rule by rule
 moxin inspect tokens runs/demo --phase phase2 --step 120       # what was trained on in a step
 moxin inspect tokens runs/demo --phase phase2 --sample 17      # one sample as the model sees it
@@ -73,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     expand.add_argument("--seed", default=0, type=int, help="of fresh layers (0)")
 
+    from moxin import cli_plan
+
+    cli_plan.add_to(areas)
     profile = areas.add_parser(
         "profile", help="print the rules of a curation profile, or list all", allow_abbrev=False
     )

@@ -43,6 +43,38 @@ def from_jsonable(kind: Any, value: Any) -> Any:
     return value
 
 
+def check_choices(config: Any, where: str = "") -> None:
+    """Raises `ValueError` where a field of a tree of dataclasses that has a few choices (`Literal`) has none of them.
+
+    A command line is held to them when it is parsed; JSON and Python are not.
+    """
+    hints = typing.get_type_hints(type(config))
+    for each in dataclasses.fields(config):
+        value, name = getattr(config, each.name), f"{where}{each.name}"
+        arms = typing.get_args(hints[each.name]) if typing.get_origin(hints[each.name]) is not None else ()
+        choices = _choices(hints[each.name])
+        others = [arm for arm in arms if isinstance(arm, type) and typing.get_origin(arm) is None]
+        if choices and value not in choices and not (others and isinstance(value, tuple(others))):
+            raise ValueError(f"{name} = {value!r}: one of {', '.join(map(str, choices))}")
+        for part in value if _holds_dataclasses(value) else [value]:
+            if dataclasses.is_dataclass(part):
+                inner = (
+                    f"{name}.{part.name}."
+                    if isinstance(value, tuple) and hasattr(part, "name")
+                    else f"{name}."
+                )
+                check_choices(part, inner)
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """What a `Literal`, alone or in a union, lets a field be."""
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return tuple(choice for arm in typing.get_args(kind) for choice in _choices(arm))
+    return ()
+
+
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces. What a hash is taken of."""
     return json.dumps(to_jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -132,6 +164,8 @@ def _parse(text: str, kind: Any, whole: str) -> Any:
         arms = typing.get_args(kind)
         if text.lower() in ("none", "null") and type(None) in arms:
             return None
+        if text in _choices(kind):  # `auto` of a number
+            return text
         kind = next(arm for arm in arms if arm is not type(None))
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]

@@ -51,15 +51,22 @@ _PICTURES = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 1
 _PICTURES |= dict.fromkeys(range(0x80, 0xA0), "�")
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table: columns of numbers are set to the right, and only the last column may wrap."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()
+) -> None:
+    """A table: columns of numbers, and those named in `right`, are set to the right; only the last column may wrap."""
     grid = Table(
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
     for position, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[position], (int, float)) for row in rows)
         last = position == len(columns) - 1
-        grid.add_column(column, justify="right" if numeric else "left", header_style="dim", no_wrap=not last)
+        grid.add_column(
+            column,
+            justify="right" if numeric or column in right else "left",
+            header_style="dim",
+            no_wrap=not last,
+        )
     for row in rows:
         grid.add_row(
             *(Text(format_number(cell) if isinstance(cell, (int, float)) else str(cell)) for cell in row)

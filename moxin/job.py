@@ -143,6 +143,7 @@ def main_with(
             if show is not None:
                 show(job)
             return 0
+        _look_at(job.recipe)
         with locked(job.run_url):
             # What the run's artifacts were made for, so that they can be found without the command line.
             storage.write_json(storage.join(job.run_url, RECIPE), to_jsonable(job.recipe))
@@ -153,6 +154,15 @@ def main_with(
     except Exception as error:
         return report_failure(error)
     return 0
+
+
+def _look_at(recipe: Recipe) -> None:
+    """Refuses what would fail on the workers and says what is unusual, before anything starts."""
+    from moxin import plan
+
+    plan.refuse(recipe)
+    for warning in plan.warnings(recipe):
+        console.warn(warning)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

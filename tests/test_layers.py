@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "package", ["kernels", "moxin.model", "moxin.infer", "moxin.recipes", "moxin.tokens.loader"]
+    "package", ["kernels", "moxin.model", "moxin.infer", "moxin.recipes", "moxin.plan", "moxin.tokens.loader"]
 )
 def test_a_light_room_loads_neither_ray_nor_deepspeed(package):
     script = f"""

@@ -94,7 +94,7 @@ PANELS = [
         (metric("mfu"), "MFU {{phase}}"),
         (metric("hfu"), "HFU {{phase}}"),
         (metric("mfu_full"), "MFU, all keys counted {{phase}}"),
-        note="moxin/train/flops.py states the conventions. HFU counts what recomputation makes again.",
+        note="moxin/train/utilization.py states the conventions. HFU counts what recomputation makes again.",
     ),
     panel("Seconds of a step", "s", (quantile(0.5), "median {{phase}}"), (quantile(0.99), "99 % {{phase}}")),
     panel(

@@ -17,7 +17,7 @@ from moxin.artifact import Artifact
 from moxin.config import digest
 from moxin.curate import installed, parquet, trees
 from moxin.curate.documents import stable_hash
-from moxin.recipe import SourceConfig
+from moxin.recipe import PLACEHOLDER, SourceConfig
 
 UNIT_BYTES = 1 << 20
 """Installed files are put together into a unit up to this size."""
@@ -94,6 +94,11 @@ def _checked(source: SourceConfig) -> list[tuple[str, int]]:
     if source.kind not in ("folder", "tree"):
         return []
     wanted = " ".join(ONE_DOCUMENT + MANY_DOCUMENTS) if source.kind == "folder" else "source code"
+    if source.path.startswith(PLACEHOLDER):
+        raise ValueError(
+            f"sources.{source.name}.path = {source.path} is a placeholder: say where the corpora lie with "
+            f"MOXIN_DATA=s3://bucket/folder, or set sources.{source.name}.path"
+        )
     if not source.path or not storage.exists(source.path):
         raise ValueError(
             f"{where}: no such folder; set sources.{source.name}.path to one with {wanted} files"

@@ -6,7 +6,9 @@ its unit. `validate` raises `ValueError` naming the setting, its value and the f
 
 from dataclasses import dataclass
 
+from moxin.config import check_choices
 from moxin.recipe.data import (
+    PLACEHOLDER,
     BlocklistConfig,
     ClassifierConfig,
     CurateConfig,
@@ -27,6 +29,7 @@ from moxin.recipe.train import (
 )
 
 __all__ = [
+    "PLACEHOLDER",
     "BlocklistConfig",
     "ClassifierConfig",
     "CurateConfig",
@@ -72,6 +75,7 @@ class Recipe:
 
     def validate(self) -> None:
         """Raises `ValueError` with the setting, its value and the fix."""
+        check_choices(self)
         self.model.validate()
         names = [source.name for source in self.sources]
         for name in names:
@@ -79,8 +83,14 @@ class Recipe:
                 raise ValueError(f"sources: two are called {name!r}; give each its own name")
         if not self.pretrain.phases:
             raise ValueError("pretrain.phases is empty: a run needs at least one phase")
+        phases = [phase.name for phase in self.pretrain.phases]
+        for name in phases:
+            if phases.count(name) > 1:
+                raise ValueError(f"pretrain.phases: two are called {name!r}; give each its own name")
         for phase in self.pretrain.phases:
             where = f"pretrain.phases.{phase.name}"
+            if phase.tokens < 1:
+                raise ValueError(f"{where}.tokens = {phase.tokens}: a phase without tokens; leave it out")
             if phase.context < 1:
                 raise ValueError(f"{where}.context = {phase.context}: at least 1 token")
             if unknown := sorted({Selection.parse(key).source for key in phase.mix} - set(names)):

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+PLACEHOLDER = "s3://YOUR-BUCKET"
+"""How the paths begin that a recipe leaves to its user; a stage refuses to read one."""
+
 
 @dataclass(frozen=True)
 class SourceConfig:

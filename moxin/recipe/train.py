@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moxin import hardware
+
 
 @dataclass(frozen=True)
 class PhaseConfig:
@@ -281,6 +283,8 @@ class ScalingConfig:
             raise ValueError(
                 f"scaling.min_workers = {self.min_workers} is above scaling.n_workers = {self.n_workers}"
             )
+        if self.accelerator:
+            hardware.gpu(self.accelerator)
         stage = int(self.zero_stage)
         if self.offload_optimizer != "none" and stage < 1:
             raise ValueError("scaling.offload_optimizer needs scaling.zero_stage of 1 to 3")

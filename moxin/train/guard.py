@@ -13,8 +13,8 @@ import numpy as np
 from moxin.recipe import GuardConfig
 
 SPIKE, SKIPPED, LEFT_OUT = "spike", "skipped", "left_out"
-"""True in the row of a step that was not a usual one: its loss was a spike; it was not applied; its batch was not even looked
-at, after a roll-back."""
+"""True in the row of a step that was not a usual one: its loss was a spike; it was not applied; its batch was not even
+looked at, after a roll-back."""
 LEAST = 0.005
 """Least deviation, as a share of the median, that a score is taken in: a loss that hardly moves has no spikes."""
 

@@ -19,7 +19,7 @@ GAUGES = {
     "seconds": "of the newest step",
     "data_seconds": "of the newest step that went by waiting for data",
     "checkpoint_seconds": "of the newest step that went by waiting for a checkpoint",
-    "mfu": "model FLOPs utilization, from 0 to 1, causal and window counted (moxin.train.flops)",
+    "mfu": "model FLOPs utilization, from 0 to 1, causal and window counted (moxin.train.utilization)",
     "hfu": "the same with what recomputation makes again",
     "mfu_full": "model FLOPs utilization as llm-foundry counts it: every query sees all keys",
     "memory_bytes": "most memory that a worker held: of its GPU, or of its process",

@@ -10,7 +10,10 @@ import threading
 from collections import Counter
 from typing import Any, cast
 
-from moxin import console, session, storage
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from moxin import console, hardware, session, storage
 from moxin.artifact import Artifact, Builder, Stage
 from moxin.config import to_jsonable
 from moxin.doctor.need import Need
@@ -212,7 +215,9 @@ def run_trainer(job: FitJob, url: str) -> str:
             ending.abort = abort
 
     elastic = 0 < scaling.min_workers < scaling.n_workers
+    accelerator = hardware.gpu(scaling.accelerator).ray_name if scaling.accelerator else ""
     group: dict[str, Any] = {
+        **({"accelerator_type": accelerator} if accelerator and scaling.use_gpu else {}),
         "num_workers": (scaling.min_workers, scaling.n_workers) if elastic else scaling.n_workers,
         "use_gpu": scaling.use_gpu,
         "elastic_resize_monitor_interval_s": RESIZE_S,

@@ -17,13 +17,13 @@ from moxin.train import checkpoint, progress, rollback
 from moxin.train.beats import Beat, Heart
 from moxin.train.build import build
 from moxin.train.engine_deepspeed import DeepSpeedEngine
-from moxin.train.flops import Utilization
 from moxin.train.guard import RollBackError
 from moxin.train.job import FitJob
 from moxin.train.loop import Row, Rows, Watcher, train
 from moxin.train.metrics_ray import RayMetrics
 from moxin.train.saving import Saver
 from moxin.train.sinks import JsonLines, Sink, Sinks, TensorBoard
+from moxin.train.utilization import Utilization
 
 RUN = (".scratch", "ray")
 """Folder of Ray Train's run in that of the stage."""
@@ -105,9 +105,10 @@ def measurer(job: FitJob, world: int, rows: Rows) -> Callable[[Row], Row]:
     """What a row says of utilization and money, of a run that has made `rows` so far; nothing where peak and price of the
     accelerator are not known."""
     scaling = job.scaling
-    peak = hardware.peak_flops(scaling.accelerator, scaling.precision)
+    known = scaling.accelerator
+    peak = hardware.peak_flops(known, scaling.precision) if known else 0.0
     utilization = Utilization(job.model, world, peak, scaling.recompute)
-    price = scaling.dollars_per_hour or hardware.dollars_per_hour(scaling.accelerator)
+    price = scaling.dollars_per_hour or (hardware.list_price(known) if known else 0.0)
     spent = rows[-1].get("dollars", 0.0) if rows else 0.0
 
     def measure(row: Row) -> Row:

@@ -85,9 +85,9 @@ class FakeRun:
             "curate": self.curate,
             "tokenize": self.tokenize,
         }
-        losses = {"phase1": (7.6, 3.4), "phase2": (3.5, 2.6), "phase3": (2.7, 1.9)}
+        losses = [(7.6, 3.4), (3.5, 2.6), (2.7, 1.9)]
         for number, phase in enumerate(phases):
-            makers[f"pretrain-{phase}"] = self.trained(phase, 600 - 100 * number, *losses[phase])
+            makers[f"pretrain-{phase}"] = self.trained(phase, 600 - 100 * number, *losses[number])
             makers[f"evaluate-{phase}"] = self.evaluated(phase, number)
         makers["sft"] = self.trained("sft", 90, 2.4, 0.31)
         makers["evaluate-sft"] = self.evaluated("sft", 3)
