@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class PhaseBatches:
         tokens_url: str,
         curriculum: Curriculum,
         global_batch: int,
-        micro_batch: int,
+        micro_batch: int | Literal["auto"],
         packs: str = "",
         initial_global_batch: int = 0,
         batch_warmup_tokens: int = 0,
@@ -74,7 +75,8 @@ class PhaseBatches:
         self.data = PhaseData(tokens_url, curriculum, packs)
         before = sum(earlier.tokens for earlier in curriculum.phases[:-1])
         self.sizes = Sizes(phase, global_batch, initial_global_batch, batch_warmup_tokens, before)
-        self.micro_rows = max(1, micro_batch // phase.context)
+        # Left open, it is settled on the workers (`moxin.train.fitting`), before any step is asked for.
+        self.micro_rows = 1 if micro_batch == "auto" else max(1, micro_batch // phase.context)
         self.n_steps = self.sizes.n_steps
         self._asked = -1
 

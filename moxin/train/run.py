@@ -54,7 +54,7 @@ def stage(
             tokens.url,
             Curriculum.of(recipe, index),
             settings.global_batch,
-            micro_batch=phase.context if settings.micro_batch == "auto" else settings.micro_batch,
+            micro_batch=settings.micro_batch,
             packs=packs.url if packs else "",
             initial_global_batch=settings.initial_global_batch,
             batch_warmup_tokens=settings.batch_warmup_tokens,

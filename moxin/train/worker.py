@@ -13,7 +13,7 @@ from torch import distributed
 from moxin import hardware, storage
 from moxin.config import digest
 from moxin.model import checkpoint as model_checkpoint
-from moxin.train import checkpoint, progress, rollback
+from moxin.train import checkpoint, fitting, progress, rollback
 from moxin.train.beats import Beat, Heart
 from moxin.train.build import build
 from moxin.train.engine_deepspeed import DeepSpeedEngine
@@ -62,6 +62,12 @@ def work(config: dict[str, Any]) -> str:
 
 def run(job: FitJob, url: str, heart: Heart, local_rank: int, local_world: int) -> str:
     engine = DeepSpeedEngine(build(job), job)
+    scratch = storage.join(url, ".scratch")
+    auto = fitting.asks(job)
+    if auto:
+        job = fitting.settled(job, engine, scratch, local_world)
+        if engine.rank == 0:
+            notify(url, f"{job.name}: {fitting.size_of(job):,} tokens at once on every worker")
     rows = resume(engine, job, url, local_rank, local_world)
     saved = storage.join(url, *CHECKPOINTS)
     saver = Saver(engine, job, saved, part_folder(url, engine.rank))
@@ -89,6 +95,15 @@ def run(job: FitJob, url: str, heart: Heart, local_rank: int, local_world: int) 
             notify(url, f"{job.name}: {rollback.go_back(saved, job, bad)}")
         distributed.barrier()
         return ROLLED_BACK
+    except Exception as error:
+        if not fitting.is_out_of_memory(error):
+            raise
+        told = fitting.explained(job, fitting.size_of(job), engine, local_world)
+        if auto:
+            fitting.note_failure(job, scratch)
+        else:
+            notify(url, told)
+        raise RuntimeError(told) from error
     finally:
         saver.close()
         report.close()
