@@ -134,7 +134,7 @@ def theirs(case: Case, device: torch.device) -> tuple[nn.Module, Callable[[Tenso
         else:
             config = transformers.MistralConfig(**values, attn_implementation="sdpa")
             model = transformers.MistralForCausalLM(config).bfloat16()
-    if case.recompute:
+    if case.recompute != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
 

@@ -33,6 +33,9 @@ ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a cluster may have to grow first; a loaded laptop takes 75 s
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the workers
 }
+ELASTIC_START_S = 60.0
+"""How long an elastic group waits for the workers that it counted on. Right after a node has died Ray still counts it; when
+the wait is over it counts again."""
 RESIZE_S = 60.0
 """Seconds between two looks whether an elastic group could have more workers."""
 WATCH_S = 1.0
@@ -101,7 +104,8 @@ def fit(job: FitJob, builder: Builder) -> None:
     batches = job.batches()  # what is wrong with the data is said here, before a worker starts
     if batches.n_steps < 1:
         raise ValueError(f"{job.name}: the data makes no step; give it more data or a smaller global batch")
-    for name, value in ENVIRONMENT.items():
+    elastic = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(ELASTIC_START_S)} if is_elastic(job) else {}
+    for name, value in {**ENVIRONMENT, **elastic}.items():
         os.environ.setdefault(name, value)
     if not os.environ.get(
         "RAY_ADDRESS"
@@ -131,9 +135,13 @@ def fit(job: FitJob, builder: Builder) -> None:
     )
 
 
+def is_elastic(job: FitJob) -> bool:
+    return 0 < job.scaling.min_workers < job.scaling.n_workers
+
+
 def _workers(job: FitJob) -> str:
     scaling = job.scaling
-    return f"{scaling.min_workers} to {scaling.n_workers}" if scaling.min_workers else str(scaling.n_workers)
+    return f"{scaling.min_workers} to {scaling.n_workers}" if is_elastic(job) else str(scaling.n_workers)
 
 
 def summary(rows: Rows, unit: str) -> dict[str, Any]:
@@ -214,11 +222,10 @@ def run_trainer(job: FitJob, url: str) -> str:
 
             ending.abort = abort
 
-    elastic = 0 < scaling.min_workers < scaling.n_workers
     accelerator = hardware.gpu(scaling.accelerator).ray_name if scaling.accelerator else ""
     group: dict[str, Any] = {
         **({"accelerator_type": accelerator} if accelerator and scaling.use_gpu else {}),
-        "num_workers": (scaling.min_workers, scaling.n_workers) if elastic else scaling.n_workers,
+        "num_workers": (scaling.min_workers, scaling.n_workers) if is_elastic(job) else scaling.n_workers,
         "use_gpu": scaling.use_gpu,
         "elastic_resize_monitor_interval_s": RESIZE_S,
     }

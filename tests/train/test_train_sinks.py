@@ -13,7 +13,7 @@ from moxin import storage
 from moxin.train import checkpoint, sinks
 from moxin.train.build import build
 from moxin.train.engine_torch import TorchEngine
-from moxin.train.loop import train
+from moxin.train.loop import Watcher, train
 from moxin.train.sinks import Files, JsonLines, Sinks, TensorBoard, numbers
 
 
@@ -186,7 +186,8 @@ def test_a_run_and_its_resumption_end_up_in_tensorboard_as_in_its_own_metrics(tm
         engine = TorchEngine(build(job), job)
         rows = []
         if saved:
-            engine.load(tmp_path / "checkpoint")
+            about = checkpoint.check(str(tmp_path / "checkpoint"), job)
+            checkpoint.load(engine, job, tmp_path / "checkpoint", about)
             rows = storage.read_jsonl(str(tmp_path / "checkpoint" / "metrics.jsonl"))
         sink = Sinks(
             [TensorBoard(str(tmp_path / "tensorboard"), len(rows) + 1), JsonLines(str(tmp_path / "attempts"))]
@@ -196,7 +197,8 @@ def test_a_run_and_its_resumption_end_up_in_tensorboard_as_in_its_own_metrics(tm
             if first:
                 checkpoint.save(engine, job, rows, tmp_path / "checkpoint")
 
-        rows = train(engine, job, batches, rows, report=sink, checkpoint=save, stop_after=last)
+        watcher = Watcher(report=sink, checkpoint=save)
+        rows = train(engine, job, batches, rows, watcher=watcher, stop_after=last)
         sink.close()
     found = scalars(tmp_path / "tensorboard", "train/loss")
     assert found == [(row["step"], pytest.approx(row["loss"], abs=1e-4)) for row in rows]

@@ -28,7 +28,7 @@ def wait_for(path: Path) -> None:
 
 def main(scenario: str, folder: Path) -> None:
     cloudpickle.register_pickle_by_value(train_cases)
-    run.RESIZE_S = 2.0
+    run.RESIZE_S, run.ELASTIC_START_S = 2.0, 15.0
     node = {"num_cpus": 1, "object_store_memory": 2**27}
     cluster = Cluster(
         initialize_head=True, head_node_args={**node, "num_cpus": 1 if scenario == "elastic" else 0}
@@ -83,8 +83,22 @@ def main(scenario: str, folder: Path) -> None:
     if scenario == "elastic":
         job = replace(job, scaling=replace(job.scaling, min_workers=1))
     happens = {"elastic": elastic, "preempted": preempted, "raylet": raylet}[scenario]
-    threading.Thread(target=happens, daemon=True).start()
-    run.fit(job, Builder(str(folder), {}))
+    failed = []
+
+    def train() -> None:
+        try:
+            run.fit(job, Builder(str(folder), {}))
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    # Nodes are added from the main thread: Ray starts their processes with its signals blocked.
+    training = threading.Thread(target=train)
+    training.start()
+    happens()
+    training.join()
+    if failed:
+        sys.exit(1)
     print("trained", flush=True)
     ray.shutdown()
     cluster.shutdown()
