@@ -54,7 +54,7 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole model in float32 on the CPU, on rank 0; empty elsewhere."""
+        """A copy of the whole model in float32 on the CPU, on rank 0; empty elsewhere."""
         ...
 
 

@@ -57,4 +57,4 @@ class TorchEngine:
         optimizer.set_updates(self.optimizer, updates)
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: t.detach().float().cpu() for name, t in self.module.state_dict().items()}
+        return {name: t.detach().float().cpu().clone() for name, t in self.module.state_dict().items()}
