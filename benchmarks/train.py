@@ -279,7 +279,9 @@ def main() -> None:
                 (*columns, "data wait", "checkpoint wait", "first step after"),
                 lines,
             )
-    write("train", {"results": results}, packages=("transformers", "ray", "deepspeed"))
+    write(
+        f"train_{'_'.join(asked.shapes)}", {"results": results}, packages=("transformers", "ray", "deepspeed")
+    )
 
 
 if __name__ == "__main__":

@@ -60,7 +60,6 @@ def test_a_step_waits_for_the_copy_and_not_for_the_disk(tmp_path, monkeypatch):
     saver.save(rows)
     assert time.monotonic() - began < 10
     train(engine, job, job.batches(), rows, stop_after=6)
-    assert steps(str(tmp_path)) == [4]
     assert not checkpoint.is_whole(str(tmp_path / checkpoint.name_of(4)))
     gate.set()
     saver.wait()
