@@ -76,8 +76,9 @@ def test_packed_rows_give_the_loss_of_the_chats_alone(chats, tokenizer, model):
         total, count = 0.0, 0
         for group in groups:
             micro = stack([row([examples[i] for i in group], 96, tokenizer.pad_id)])
-            nll, n = next_token(model, {name: torch.from_numpy(array) for name, array in micro.items()})
-            total, count = total + nll.item(), count + int(n)
+            loss, sums = next_token(model, {name: torch.from_numpy(array) for name, array in micro.items()})
+            assert loss.item() == pytest.approx(sums[0].item(), rel=1e-6)
+            total, count = total + sums[0].item(), count + int(sums[1])
         return total, count
 
     with torch.no_grad():

@@ -42,7 +42,8 @@ def test_loss_is_the_formula_pair_by_pair(preferences, tokenizer, model):
     batches = PairBatches(pairs, known, DPOConfig(global_batch=5, micro_batch=2), tokenizer.pad_id)
     total = count = 0.0
     for micro in batches.step(0, 0, 1):
-        loss, n = dpo(model, tensors(micro), beta=2.5)
+        loss, (reported, n) = dpo(model, tensors(micro), beta=2.5)
+        assert reported == loss.item()
         total, count = total + loss.item(), count + int(n)
         assert int(n) == count_pairs(micro)
     assert count == 5
@@ -55,12 +56,12 @@ def test_loss_is_log_2_against_itself_and_falls_towards_the_chosen(preferences, 
     micro = tensors(stack_pairs(pairs, tokenizer.pad_id))
     micro["reference"] = torch.tensor([*chosen, *rejected])
     policy, objective = copy.deepcopy(model).train(), partial(dpo, beta=2.0)
-    loss, n = objective(policy, micro)
+    loss, (_, n) = objective(policy, micro)
     assert loss.item() / int(n) == pytest.approx(math.log(2), rel=1e-6)
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.05)
     for _ in range(5):
         optimizer.zero_grad()
-        loss, n = objective(policy, micro)
+        loss, (_, n) = objective(policy, micro)
         (loss / n).backward()
         optimizer.step()
     assert objective(policy, micro)[0].item() / int(n) < math.log(2) - 0.01
