@@ -1,6 +1,7 @@
 """The size of a micro-batch that fits, found and explained."""
 
 import functools
+import sys
 from dataclasses import replace
 
 import psutil
@@ -20,7 +21,8 @@ from moxin.train.local import fit_local
 from moxin.train.objective import next_token
 from moxin.train.run import fit
 
-cloudpickle.register_pickle_by_value(train_cases)
+for module in (train_cases, sys.modules[__name__]):  # the workers cannot import them
+    cloudpickle.register_pickle_by_value(module)
 
 
 class SizedBatches(CountingBatches):
