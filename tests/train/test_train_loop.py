@@ -126,3 +126,11 @@ def test_weight_decay_spares_the_norms():
     assert {names[id(p)] for p in spared["params"]} == {name for name in names.values() if "norm" in name}
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike():
+    job = small_job(model=replace(small_job().model, n_layers=1))
+    eager = fit_local(job, stop_after=3)[1]
+    compiled = fit_local(replace(job, scaling=replace(job.scaling, compile=True)), stop_after=3)[1]
+    assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in eager], abs=1e-5)
