@@ -28,6 +28,7 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python cluster/check.py cluster/a100.yaml
+	$(BIN)/python -m serve.check serve/service.yaml
 
 bench-model: $(READY)
 	$(BIN)/python benchmarks/model_step.py

@@ -92,8 +92,9 @@ class ServiceSettings(BaseModel):
     """How long a replica that is replaced may go on with what it has begun."""
 
 
-def parse(args: Mapping[str, Any]) -> tuple[ServiceSettings, list[ModelSettings]]:
-    """The settings of a service: those of one model beside the common ones, or a list of them under `models`.
+def parse(args: Mapping[str, Any], look: bool = True) -> tuple[ServiceSettings, list[ModelSettings]]:
+    """The settings of a service: those of one model beside the common ones, or a list of them under `models`. Without
+    `look` the folders are not looked at.
 
     Raises `ValueError` for a setting that is unknown or wrong, a name given twice, and a folder that holds no model.
     """
@@ -117,7 +118,8 @@ def parse(args: Mapping[str, Any]) -> tuple[ServiceSettings, list[ModelSettings]
         if any(name == other.name for other in named):
             raise ValueError(f"the model name {name!r} is given twice; give one of them another name")
         named.append(model.model_copy(update={"model": url, "name": name}))
-        _check_folder(named[-1])
+        if look:
+            _check_folder(named[-1])
     return service, named
 
 

@@ -1,4 +1,4 @@
-"""What an answer can be asked for: log-probabilities, several answers, forms, tools, embeddings; held against transformers."""
+"""What an answer can be asked for: log-probabilities, answers, forms, tools, embeddings; held against transformers."""
 
 import base64
 import json
@@ -33,7 +33,10 @@ WEATHER = {
         "description": "The weather at a place.",
         "parameters": {
             "type": "object",
-            "properties": {"unit": {"enum": ["C", "F"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+            "properties": {
+                "unit": {"enum": ["C", "F"]},
+                "days": {"type": "integer", "minimum": 1, "maximum": 9},
+            },
             "required": ["unit", "days"],
             "additionalProperties": False,
         },
@@ -63,7 +66,9 @@ def transformers_logprobs(tokens: list[int]) -> torch.Tensor:
 
 def test_echoed_log_probabilities_are_those_of_transformers(client: openai.OpenAI) -> None:
     prompts = [TOKENIZER.begin("The quick brown fox " * 8), TOKENIZER.begin("Ada owns the lazy dog.")]
-    answer = client.completions.create(model="tiny", prompt=prompts, echo=True, logprobs=3, max_tokens=1, temperature=0)
+    answer = client.completions.create(
+        model="tiny", prompt=prompts, echo=True, logprobs=3, max_tokens=1, temperature=0
+    )
     for prompt, choice in zip(prompts, answer.choices, strict=True):
         logprobs = choice.logprobs
         assert logprobs.token_logprobs[0] is None
@@ -74,7 +79,9 @@ def test_echoed_log_probabilities_are_those_of_transformers(client: openai.OpenA
             assert logprobs.token_logprobs[at] == pytest.approx(float(theirs[at - 1, prompt[at]]), abs=1e-5)
             best = max(logprobs.top_logprobs[at].values())
             assert best == pytest.approx(float(theirs[at - 1].max()), abs=1e-5)
-        assert logprobs.text_offset == [len("".join(logprobs.tokens[:i])) for i in range(len(logprobs.tokens))]
+        assert logprobs.text_offset == [
+            len("".join(logprobs.tokens[:i])) for i in range(len(logprobs.tokens))
+        ]
     assert answer.choices[0].text.startswith("The quick brown fox ")
 
 
@@ -91,7 +98,9 @@ def test_a_chat_s_log_probabilities_whole_and_streamed(client: openai.OpenAI) ->
     content = client.chat.completions.create(**asked).choices[0].logprobs.content
     prompt, _ = TOKENIZER.render(QUESTION, add_generation_prompt=True)
     theirs = transformers_logprobs(prompt)[-1]
-    assert [one.logprob for one in content[0].top_logprobs] == pytest.approx(theirs.topk(4).values.tolist(), abs=1e-5)
+    assert [one.logprob for one in content[0].top_logprobs] == pytest.approx(
+        theirs.topk(4).values.tolist(), abs=1e-5
+    )
     assert content[0].logprob == content[0].top_logprobs[0].logprob
     streamed = []
     for event in client.chat.completions.create(**asked, stream=True):
@@ -104,7 +113,14 @@ def test_a_chat_s_log_probabilities_whole_and_streamed(client: openai.OpenAI) ->
 
 
 def test_n_answers_have_streams_of_their_own(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "tiny", "prompt": ["Ada", "The dog"], "n": 3, "seed": 5, "max_tokens": 10, "logprobs": 0}
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "prompt": ["Ada", "The dog"],
+        "n": 3,
+        "seed": 5,
+        "max_tokens": 10,
+        "logprobs": 0,
+    }
     whole = client.completions.create(**asked)
     assert [choice.index for choice in whole.choices] == list(range(6))
     texts = [choice.text for choice in whole.choices]
@@ -134,7 +150,10 @@ def test_sampling_settings_reach_the_engine(client: openai.OpenAI) -> None:
 
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"enum": ["Ada", "Bob"]}, "ages": {"type": "array", "items": {"type": "integer"}, "maxItems": 3}},
+    "properties": {
+        "name": {"enum": ["Ada", "Bob"]},
+        "ages": {"type": "array", "items": {"type": "integer"}, "maxItems": 3},
+    },
     "required": ["name", "ages"],
     "additionalProperties": False,
 }
@@ -154,7 +173,10 @@ def test_json_of_a_schema(client: openai.OpenAI, seed: int) -> None:
 
 
 def test_regular_expressions_and_grammars(client: openai.OpenAI) -> None:
-    for form in ({"type": "regex", "regex": "(yes|no){3}"}, {"type": "grammar", "grammar": 'start: ("yes" | "no")~3'}):
+    for form in (
+        {"type": "regex", "regex": "(yes|no){3}"},
+        {"type": "grammar", "grammar": 'start: ("yes" | "no")~3'},
+    ):
         body = {"response_format": form}
         answer = client.completions.create(model="tiny", prompt="Is it?", max_tokens=60, extra_body=body)
         text = answer.choices[0].text
@@ -164,7 +186,9 @@ def test_regular_expressions_and_grammars(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_calls_that_are_asked_for_come_and_follow_their_schema(client: openai.OpenAI, choice: Any, streamed: bool) -> None:
+def test_calls_that_are_asked_for_come_and_follow_their_schema(
+    client: openai.OpenAI, choice: Any, streamed: bool
+) -> None:
     asked: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "tools": [WEATHER, TIME], "tool_choice": choice,
                              "seed": 2, "max_tokens": 300, "parallel_tool_calls": False}  # fmt: skip
     if streamed:
@@ -188,7 +212,13 @@ def test_calls_that_are_asked_for_come_and_follow_their_schema(client: openai.Op
 
 
 def test_a_model_that_may_call_can_also_talk(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "tools": [WEATHER], "max_tokens": 20, "seed": 1}
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "messages": QUESTION,
+        "tools": [WEATHER],
+        "max_tokens": 20,
+        "seed": 1,
+    }
     free = client.chat.completions.create(**asked)
     assert free.choices[0].message.tool_calls is None
     assert free.choices[0].message.content
@@ -204,7 +234,9 @@ def test_text_and_calls_are_told_apart(streamed: bool) -> None:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         asked: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "tools": [WEATHER, TIME]}
         if streamed:
-            deltas = [event.choices[0].delta for event in client.chat.completions.create(**asked, stream=True)]
+            deltas = [
+                event.choices[0].delta for event in client.chat.completions.create(**asked, stream=True)
+            ]
             text = "".join(delta.content or "" for delta in deltas)
             calls = [call for delta in deltas for call in delta.tool_calls or ()]
         else:
@@ -217,7 +249,9 @@ def test_text_and_calls_are_told_apart(streamed: bool) -> None:
     assert plain.content == TALK
 
 
-def test_calls_and_their_results_are_part_of_the_talk(client: openai.OpenAI, service: tuple[str, EngineLoop]) -> None:
+def test_calls_and_their_results_are_part_of_the_talk(
+    client: openai.OpenAI, service: tuple[str, EngineLoop]
+) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
     messages = [*QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]},
                 {"role": "tool", "tool_call_id": "call_1", "content": "noon"}]  # fmt: skip
@@ -268,7 +302,9 @@ def test_tokenize_and_back(service: tuple[str, EngineLoop]) -> None:
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "tokens")
 
 
-def test_metrics_have_the_names_of_vllm_and_count(client: openai.OpenAI, service: tuple[str, EngineLoop]) -> None:
+def test_metrics_have_the_names_of_vllm_and_count(
+    client: openai.OpenAI, service: tuple[str, EngineLoop]
+) -> None:
     def read() -> dict[str, float]:
         answer = httpx.get(f"{service[0]}/metrics")
         found = {}
