@@ -30,6 +30,8 @@ class FakeEngine:
     """
 
     grammars = None
+    pause_s = 0.0
+    """Seconds of a step."""
 
     def __init__(self, tokenizer: Tokenizer, reply: str, fail_after: int = 10**9) -> None:
         self.reply = tokenizer.encode(reply)
@@ -58,6 +60,7 @@ class FakeEngine:
 
     def step(self) -> list[Event]:
         self.gate.wait()
+        time.sleep(self.pause_s)
         if self.n_steps == self.fail_after:
             raise RuntimeError("the secret cause")
         self.n_steps += 1

@@ -66,7 +66,7 @@ DEPLOYMENT = "applications.0.deployments.0"
         ("applications.0.args.models.1.min_replicas", 3, "min_replicas 3 is above max_replicas 1"),
         ("applications.0.args.models.1.name", "moxin-chat", "given twice"),
         ("applications.0.args.models.0.replicas", 2, "replicas is a fixed number"),
-        ("applications.0.import_path", "serve.app", "import_path"),
+        ("applications.0.import_path", "serve", "import_path"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(tmp_path: Path, path: str, value: Any, told: str) -> None:

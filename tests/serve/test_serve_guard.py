@@ -75,7 +75,7 @@ def test_every_route_but_health_asks_for_a_key(locked: str) -> None:
         ({"Authorization": "Basic %%%"}, 401),
         ({"Authorization": "Bearer firs"}, 401),
         ({"Authorization": "Bearer firstsecond"}, 401),
-        ({"Authorization": "Bearer "}, 401),
+        ({"Authorization": "Bearer x"}, 401),
         ({"Authorization": "first"}, 401),
         ({}, 401),
     ],
