@@ -40,6 +40,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": bodies.ErrorBody} for status in (400, 401, 403, 404, 413, 415, 429, 500, 503)
 }
 
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The whole answer or, with `stream`, server-sent events with its parts.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
 
 class Backend(Protocol):
     """What answers for one model: an engine loop in this process, or a handle to replicas elsewhere."""
@@ -131,7 +139,7 @@ def routes(models: Models) -> FastAPI:
     async def version() -> bodies.Version:
         return bodies.Version(version=__version__)
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, responses=TEXT)
     async def metrics() -> Response:
         families = [family for model in models for family in await model.backend.families()]
         return Response(exposition(families), headers={"Content-Type": METRICS_TYPE})
@@ -148,14 +156,14 @@ def routes(models: Models) -> FastAPI:
     async def one_model(name: str) -> bodies.ModelCard:
         return models.find(name).card
 
-    @app.post("/v1/chat/completions", response_model=bodies.ChatCompletion)
+    @app.post("/v1/chat/completions", response_model=bodies.ChatCompletion, responses=STREAM)
     async def chat(body: ChatRequest, http: Request) -> Response:
         model = models.find(body.model)
         job = await asyncio.to_thread(chat_job, body, model.info)
         reply = ChatReply(model.info.name, body, job, model.token_text)
         return await _respond(http, bool(body.stream), reply, model.backend.generate(job))
 
-    @app.post("/v1/completions", response_model=bodies.Completion)
+    @app.post("/v1/completions", response_model=bodies.Completion, responses=STREAM)
     async def complete(body: CompletionRequest, http: Request) -> Response:
         model = models.find(body.model)
         job = await asyncio.to_thread(completion_job, body, model.info)

@@ -49,6 +49,8 @@ class ModelSettings(BaseModel):
     """Seconds with less work than the engines could do after which one goes."""
     gpus: int = Field(default_factory=lambda: int(torch.cuda.is_available()), ge=0, le=1)
     """GPUs of one engine: 1 or, to compute on the CPU, 0. Say 1 where this machine has none but the cluster's workers do."""
+    cpus: int = Field(1, ge=1)
+    """Cores, and so threads, of one engine: those that it computes with where `gpus` is 0."""
     weights: str | None = None
     """float32, bfloat16, float16, int8, int4; as stored where not given."""
     max_batch: int = Field(8, ge=1)
@@ -197,6 +199,7 @@ def _engine(name: str, model: ModelSettings, service: ServiceSettings) -> Any:
                 policy=AutoscalingPolicy(policy_function="serve.autoscale:engines"),
             )
         }
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(model.cpus))
     return serve.deployment(
         name=name,
         max_ongoing_requests=model.limit + SPARE_CALLS,
@@ -204,6 +207,10 @@ def _engine(name: str, model: ModelSettings, service: ServiceSettings) -> Any:
         graceful_shutdown_timeout_s=service.drain_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),  # type: ignore[arg-type]
-        ray_actor_options={"num_cpus": 1, "num_gpus": model.gpus},
+        ray_actor_options={
+            "num_cpus": model.cpus,
+            "num_gpus": model.gpus,
+            "runtime_env": {"env_vars": threads},
+        },
         **scaling,
     )(EngineReplica)
