@@ -2,9 +2,9 @@
 
     python benchmarks/serve.py --rounds 5 --interval-ms 0 20
 
-Both answer `--requests` prompts at once, as many as the engine works on, with `--tokens` tokens each. Throughput is all tokens
-over all time; inter-token latency is the time between two events of an answer, over the tokens of the later one. The client
-shares the machine with the service. Weights are random: speed does not depend on them.
+Both answer `--requests` prompts at once, as many as the engine works on, with `--tokens` tokens each. Throughput is all
+tokens over all time; inter-token latency is the time between two events of an answer, over the tokens of the later one. The
+client shares the machine with the service. Weights are random: speed does not depend on them.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from moxin.infer.sampling import SamplingParams
 from moxin.model import huggingface
 from moxin.model.decoder import Decoder
 from moxin.recipe import ModelConfig
-from moxin.tokens.tokenizer import Tokenizer
+from moxin.tokens.tokenizer import BYTE_TOKENS, CONTROL_TOKENS, Tokenizer
 from serve.run import serving_app
 
 SHAPES = {
@@ -48,10 +48,17 @@ Measured = tuple[float, list[float]]
 
 
 def release(folder: str, shape: str) -> str:
-    config = ModelConfig(**SHAPES[shape], vocab_size=8192, max_seq_len=2048, sliding_window=None)
+    tokenizer = Tokenizer.train([TEXT] * 20, vocab_size=400)
+    tokenizer.save(f"{folder}/tokenizer")
+    config = ModelConfig(
+        **SHAPES[shape], vocab_size=tokenizer.vocab_size, max_seq_len=2048, sliding_window=None
+    )
     model = Decoder(config)
     model.reset(seed=1)
-    Tokenizer.train([TEXT] * 20, vocab_size=400).save(f"{folder}/tokenizer")
+    with torch.no_grad():
+        model.head.weight[: len(CONTROL_TOKENS) + len(BYTE_TOKENS)] = (
+            0  # greedy answers are text, not halves of characters
+        )
     huggingface.export(model, f"{folder}/tokenizer", f"{folder}/release", dtype="float32")
     return f"{folder}/release"
 
@@ -161,7 +168,7 @@ def compare(engine: Engine, base_url: str, chosen: argparse.Namespace, interval:
     for number in range(chosen.rounds + 1):
         # Other prompts every round: the service remembers them.
         prompts = [
-            [(7 * number + 3 * i + j) % 300 + 30 for j in range(chosen.prompt)]
+            [(7 * number + 3 * i + j) % 200 + 20 for j in range(chosen.prompt)]
             for i in range(chosen.requests)
         ]
         for name, (throughput, gaps) in (
