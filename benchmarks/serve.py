@@ -21,8 +21,12 @@ from typing import Any
 
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray runs its workers at niceness 15: beside other programs of the machine they would come last, the bare engine would not.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+# The checkout, not this folder: its file of this name would hide the package `serve`.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+sys.path.append(str(Path(__file__).resolve().parent))
 import common
 import torch
 

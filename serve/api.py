@@ -40,10 +40,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": bodies.ErrorBody} for status in (400, 401, 403, 404, 413, 415, 429, 500, 503)
 }
 
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The whole answer or, with `stream`, server-sent events with its parts.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": EVENT}},
     }
 }
 TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
