@@ -1,6 +1,7 @@
 # make demo    the whole road on this machine, from documents to a served chat model
 # make test    every test
 # make lint    ruff, mypy, the layer contracts, the cluster file
+# make judge   the service before clients and testers that others wrote, and ten minutes of a thousand connections
 # make bench-model  a training step against transformers: speed and memory
 # PYTHON names the Python (3.11 or newer) that .venv is made with.
 
@@ -11,7 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo smoke test lint bench-model format venv clean
+JUDGES := .venv-judge
+
+.PHONY: demo smoke test lint judge bench-model format venv clean
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --recipe demo
@@ -28,6 +31,18 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python cluster/check.py cluster/a100.yaml
+	$(BIN)/python -m serve.check serve/service.yaml
+
+# In an environment of their own, so that what they pin changes nothing here; torch is what guidellm reads tokenizers with.
+$(JUDGES)/.ready: pyproject.toml
+	$(BIN)/python -m venv $(JUDGES)
+	$(JUDGES)/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(JUDGES)/bin/python -m pip install --quiet --disable-pip-version-check schemathesis litellm llm guidellm
+	@touch $(JUDGES)/.ready
+
+judge: $(READY) $(JUDGES)/.ready
+	MOXIN_JUDGES=$(CURDIR)/$(JUDGES)/bin $(BIN)/python -m pytest tests/serve/test_serve_judges.py tests/serve/test_serve_lm_eval.py
+	MOXIN_LOAD_SECONDS=600 $(BIN)/python -m pytest tests/serve/test_serve_load.py
 
 bench-model: $(READY)
 	$(BIN)/python benchmarks/model_step.py
@@ -49,4 +64,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(JUDGES) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -12,6 +12,7 @@ moxin inspect tokens runs/demo --phase phase2 --sample 17      # one sample as t
 moxin inspect documents runs/demo --source web --sort mean_word_chars      # what curation kept, page by page
 moxin inspect documents runs/demo --removed --reason gopher_short_doc --page 2
 moxin inspect documents part-00000.parquet --where "n_words>100" --where "lang=de" --n 3 --chars 300
+moxin chat --url http://127.0.0.1:8000 --temperature 0.7        # with a model that jobs/deploy.py serves
 """
 
 import argparse
@@ -143,6 +144,19 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--recipe", default="", help="measure the machines by what this recipe needs")
     doctor.add_argument("--workers", default=0, type=int, metavar="N", help="training workers (the recipe's)")
     doctor.set_defaults(work=_doctor)
+    chat = areas.add_parser("chat", help="talk with a served model in the terminal", allow_abbrev=False)
+    chat.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="a server that speaks OpenAI's API (%(default)s)"
+    )
+    chat.add_argument("--model", default="", help="one of those it serves (default: the first)")
+    chat.add_argument("--system", default="", help="what the model is told first")
+    chat.add_argument("--max-tokens", default=512, type=int, help="longest answer, in tokens (512)")
+    chat.add_argument("--temperature", default=0.7, type=float, help="0 is the most probable answer (0.7)")
+    chat.add_argument(
+        "--top-p", default=1.0, type=float, help="only the tokens that reach this probability (1)"
+    )
+    chat.add_argument("--seed", default=None, type=int, help="the same answers every time")
+    chat.set_defaults(work=_chat)
     return parser
 
 
@@ -277,6 +291,13 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.workers:
         need = replace(need, n_workers=options.workers)
     return run.show(storage.absolute(options.run) if options.run else "", need)
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from moxin.chat import chat, open_talk
+
+    settings = {name: getattr(options, name) for name in ("max_tokens", "temperature", "top_p", "seed")}
+    chat(open_talk(options.url, options.model, options.system, settings))
 
 
 if __name__ == "__main__":

@@ -1,209 +1,270 @@
-"""The HTTP side: OpenAI's routes as a FastAPI application over any engine that streams chunks of text. No Ray in here.
+"""The HTTP side: OpenAI's routes as a FastAPI application over any engines that stream pieces of answers. No Ray in here.
 
-The first chunk is awaited before a response is begun. So overload is an honest 429 and a dead engine an honest 500; behind a
-response that has begun with 200 either could only tear the stream.
+The first pieces are awaited before a response is begun. So overload is an honest 429 and a dead engine an honest 500; behind
+a response that has begun with 200 either could only tear the stream.
 """
 
 import asyncio
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+import base64
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Annotated, Protocol, TypeVar, cast
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Request
+import numpy as np
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import ASGIApp
 
 from moxin import __version__
-from moxin.infer.sampling import SamplingParams
-from moxin.tokens.tokenizer import Tokenizer
-from serve import errors
-from serve.engine_loop import Chunk
+from moxin.config import nearest
+from serve import bodies, errors, page
+from serve.engine_loop import Job, Piece
 from serve.errors import ApiError
-from serve.schemas import (
-    ChatRequest,
-    CompletionRequest,
-    GenerationRequest,
-    ModelCard,
-    ModelList,
-    unsupported,
-)
-from serve.wire import ChatReply, Reply, TextReply, sse
+from serve.guard import Guard, Rules
+from serve.metrics import Family, exposition
+from serve.params import ModelInfo, chat_job, completion_job, prompts_of, refuse_unsupported
+from serve.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+from serve.token_text import TokenText
+from serve.tools import turn_of
+from serve.wire import ChatReply, Reply, TextReply
 
 T = TypeVar("T")
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for the log; nobody receives it."""
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": bodies.ErrorBody} for status in (400, 401, 403, 404, 413, 415, 429, 500, 503)
+}
+
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The whole answer or, with `stream`, server-sent events with its parts.",
+        "content": {"text/event-stream": {"schema": EVENT}},
+    }
+}
+TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 class Backend(Protocol):
-    """What answers: an engine loop in this process, or a handle to replicas elsewhere."""
+    """What answers for one model: an engine loop in this process, or a handle to replicas elsewhere."""
 
-    def generate(self, tokens: Sequence[int], params: SamplingParams) -> AsyncGenerator[Chunk]:
-        """The answer in chunks, the last with a finish reason. Closing the iterator frees the engine's slot.
+    def generate(self, job: Job) -> AsyncGenerator[list[Piece]]:
+        """The answers in pieces, each answer's last with a finish reason. Closing the iterator frees the engine's pages.
 
-        Raises `OverloadError` or `EngineError`, before the first chunk or between two.
+        Raises `OverloadError`, `InvalidRequestError` or `EngineError`, before the first pieces or between two.
         """
+
+    async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """An embedding for each prompt; raises the same."""
 
     async def check(self) -> None:
         """Raises `EngineError` where the engine has died."""
 
+    async def ready(self) -> bool:
+        """Whether a request would be answered now."""
+
+    async def families(self) -> list[Family]:
+        """What /metrics tells of the engines."""
+
 
 @dataclass(frozen=True)
 class ServedModel:
-    name: str
-    tokenizer: Tokenizer
-    max_len: int
-    """Longest prompt and answer together, in tokens."""
-    created: int
-    """Seconds since 1970."""
+    info: ModelInfo
+    backend: Backend
+
+    @cached_property
+    def token_text(self) -> TokenText:
+        return TokenText(self.info.tokenizer)
 
     @property
-    def card(self) -> ModelCard:
-        return ModelCard(id=self.name, created=self.created, max_model_len=self.max_len)
+    def card(self) -> bodies.ModelCard:
+        return bodies.ModelCard(id=self.info.name, created=self.info.created, max_model_len=self.info.max_len)
 
 
-def build(model: ServedModel, backend: Backend, api_key: str = "") -> FastAPI:
-    """The application. With an `api_key`, every route but /health asks for it as a bearer token."""
+class Models:
+    """The models of a service by their names; the first is the one that requests without a name mean."""
 
-    async def authorize(authorization: Annotated[str, Header()] = "") -> None:
-        scheme, _, key = authorization.partition(" ")
-        if api_key and not (
-            scheme.lower() == "bearer" and secrets.compare_digest(key.encode("latin-1"), api_key.encode())
-        ):
-            raise ApiError(401, "missing or wrong API key; send it as a bearer token", "invalid_api_key")
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._by_name: Mapping[str, ServedModel] = {model.info.name: model for model in models}
 
-    app = FastAPI(title="Moxin", version=__version__, docs_url=None, redoc_url=None)
+    def __iter__(self) -> Any:
+        return iter(self._by_name.values())
+
+    def find(self, name: str | None) -> ServedModel:
+        if name is None:
+            return next(iter(self._by_name.values()))
+        if (found := self._by_name.get(name)) is None:
+            served = ", ".join(repr(name) for name in self._by_name)
+            hint = nearest(name[:100], self._by_name) if len(self._by_name) > 1 else f"{served} is"
+            raise ApiError(
+                404, f"the model {name!a:.120} is not served here; {hint}", "model_not_found", "model"
+            )
+        return found
+
+
+def build(models: Sequence[ServedModel], rules: Rules | None = None) -> ASGIApp:
+    """The application behind its guard."""
+    return Guard(routes(Models(models)), rules or Rules())
+
+
+def routes(models: Models) -> FastAPI:
+    app = FastAPI(title="Moxin", version=__version__, docs_url=None, redoc_url=None, responses=ERRORS)
     errors.install(app)
-    routes = APIRouter(dependencies=[Depends(authorize)])
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
+    async def health() -> bodies.Status:
+        """Whether every engine lives. Asks for no key."""
         try:
-            await backend.check()
+            for model in models:
+                await model.backend.check()
         except errors.EngineError as error:
-            raise ApiError(503, "the engine does not answer", "engine_failed") from error
-        return {"status": "ok"}
+            raise ApiError(503, "an engine does not answer", "engine_failed") from error
+        return bodies.Status(status="ok")
 
-    @routes.get("/version")
-    async def version() -> dict[str, str]:
-        return {"version": __version__}
+    @app.get("/ready")
+    async def ready() -> bodies.Status:
+        """Whether every model would be answered at once."""
+        waited_for = [model.info.name for model in models if not await model.backend.ready()]
+        if waited_for:
+            raise ApiError(
+                503, f"not ready: {', '.join(waited_for)}", "not_ready", headers={"Retry-After": "1"}
+            )
+        return bodies.Status(status="ready")
 
-    @routes.get("/v1/models")
-    async def models() -> ModelList:
-        return ModelList(data=[model.card])
+    @app.get("/version")
+    async def version() -> bodies.Version:
+        return bodies.Version(version=__version__)
 
-    @routes.get("/v1/models/{name:path}")
-    async def one_model(name: str) -> ModelCard:
-        _check_name(name, model)
-        return model.card
+    @app.get("/metrics", response_class=Response, responses=TEXT)
+    async def metrics() -> Response:
+        families = [family for model in models for family in await model.backend.families()]
+        return Response(exposition(families), headers={"Content-Type": METRICS_TYPE})
 
-    @routes.post("/v1/chat/completions")
+    @app.get("/", response_class=Response, include_in_schema=False)
+    async def chat_page() -> Response:
+        return Response(page.HTML, media_type="text/html", headers=page.HEADERS)
+
+    @app.get("/v1/models")
+    async def list_models() -> bodies.ModelList:
+        return bodies.ModelList(data=[model.card for model in models])
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> bodies.ModelCard:
+        return models.find(name).card
+
+    @app.post("/v1/chat/completions", response_model=bodies.ChatCompletion, responses=STREAM)
     async def chat(body: ChatRequest, http: Request) -> Response:
-        _check(body, model)
-        turns = [message.as_turn() for message in body.messages]
-        tokens, _ = model.tokenizer.render(turns, add_generation_prompt=True)
-        max_tokens = body.max_completion_tokens or body.max_tokens
-        params = _params(body, tokens, max_tokens, model, "messages")
-        reply = ChatReply(model.name, len(tokens), body.include_usage)
-        return await _respond(http, bool(body.stream), reply, backend.generate(tokens, params))
+        model = models.find(body.model)
+        job = await asyncio.to_thread(chat_job, body, model.info)
+        reply = ChatReply(model.info.name, body, job, model.token_text)
+        return await _respond(http, bool(body.stream), reply, model.backend.generate(job))
 
-    @routes.post("/v1/completions")
+    @app.post("/v1/completions", response_model=bodies.Completion, responses=STREAM)
     async def complete(body: CompletionRequest, http: Request) -> Response:
-        _check(body, model)
-        tokens = _prompt_tokens(body, model.tokenizer)
-        params = _params(body, tokens, body.max_tokens, model, "prompt")
-        reply = TextReply(model.name, len(tokens), body.include_usage)
-        return await _respond(http, bool(body.stream), reply, backend.generate(tokens, params))
+        model = models.find(body.model)
+        job = await asyncio.to_thread(completion_job, body, model.info)
+        echoed = _echoed(body, job, model) if body.echo else []
+        reply = TextReply(model.info.name, body, job, model.token_text, echoed)
+        return await _respond(http, bool(body.stream), reply, model.backend.generate(job))
 
-    app.include_router(routes)
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest, http: Request) -> bodies.Embeddings:
+        """The mean of the last layer over the tokens of a text, scaled to length 1."""
+        model = models.find(body.model)
+        refuse_unsupported(body)
+        if body.dimensions not in (None, model.info.d_model):
+            told = f"dimensions: this model's embeddings have {model.info.d_model}; leave it out"
+            raise ApiError(400, told, param="dimensions")
+        prompts = await asyncio.to_thread(prompts_of, body.input, model.info, "input")
+        if (longest := max(len(prompt) for prompt in prompts)) > model.info.max_len:
+            told = f"input: {longest} tokens, but the model's context holds {model.info.max_len}"
+            raise ApiError(400, told, "context_length_exceeded", "input")
+        found = await _while_connected(http, model.backend.embed(prompts))
+        n = sum(len(prompt) for prompt in prompts)
+        return bodies.Embeddings(
+            data=[
+                bodies.EmbeddingItem(index=index, embedding=_encoded(values, body.encoding_format))
+                for index, values in enumerate(found)
+            ],
+            model=model.info.name,
+            usage=bodies.EmbeddingUsage(prompt_tokens=n, total_tokens=n),
+        )
+
+    @app.post("/tokenize", response_model_exclude_unset=True)
+    async def tokenize(body: TokenizeRequest) -> bodies.Tokenized:
+        model = models.find(body.model)
+        tokenizer = model.info.tokenizer
+        if body.messages is not None:
+            turns = [turn_of(message) for message in body.messages]
+            tokens, _ = tokenizer.render(turns, add_generation_prompt=body.add_generation_prompt)
+        else:
+            assert body.prompt is not None
+            tokens = (
+                tokenizer.begin(body.prompt) if body.add_special_tokens else tokenizer.encode(body.prompt)
+            )
+        names = (
+            {"token_strs": [model.token_text.text_of(id) for id in tokens]} if body.return_token_strs else {}
+        )
+        return bodies.Tokenized(count=len(tokens), max_model_len=model.info.max_len, tokens=tokens, **names)
+
+    @app.post("/detokenize")
+    async def detokenize(body: DetokenizeRequest) -> bodies.Detokenized:
+        model = models.find(body.model)
+        if body.tokens:
+            prompts_of(body.tokens, model.info, "tokens")
+        return bodies.Detokenized(prompt=model.info.tokenizer.decode(body.tokens))
+
     return app
 
 
-def _check_name(name: str, model: ServedModel) -> None:
-    if name != model.name:
-        message = f"the model {name!r} is not served here; {model.name!r} is"
-        raise ApiError(404, message, "model_not_found", "model")
+def _echoed(body: CompletionRequest, job: Job, model: ServedModel) -> list[str]:
+    """The prompts as text: as they came or, where they came as ids, decoded."""
+    if isinstance(body.prompt, str):
+        return [body.prompt]
+    if isinstance(body.prompt[0], str):
+        return [str(prompt) for prompt in body.prompt]
+    return model.info.tokenizer.decode_batch(job.prompts)
 
 
-def _check(body: GenerationRequest, model: ServedModel) -> None:
-    if body.model is not None:
-        _check_name(body.model, model)
-    if name := unsupported(body):
-        raise ApiError(400, f"{name} is not supported by this server; leave it out", "unsupported", name)
+def _encoded(values: list[float], form: str | None) -> list[float] | str:
+    return base64.b64encode(np.asarray(values, "<f4").tobytes()).decode() if form == "base64" else values
 
 
-def _prompt_tokens(body: CompletionRequest, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of the one prompt of a request; a text begins as every training document did."""
-    prompt: object = body.prompt
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        if len(prompt) > 1:
-            raise ApiError(400, f"prompt: {len(prompt)} prompts; send one in a request", param="prompt")
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        return tokenizer.begin(prompt)
-    tokens = cast(list[int], prompt)
-    if not tokens or min(tokens) < 0 or max(tokens) >= tokenizer.vocab_size:
-        told = f"prompt: needs at least one token id, each from 0 to {tokenizer.vocab_size - 1}"
-        raise ApiError(400, told, param="prompt")
-    return tokens
-
-
-def _params(
-    body: GenerationRequest, tokens: Sequence[int], max_tokens: int | None, model: ServedModel, field: str
-) -> SamplingParams:
-    """Sampling as the engine takes it; `max_tokens` is cut to what the context has left."""
-    room = model.max_len - len(tokens)
-    if room < 1:
-        message = (
-            f"{field}: {len(tokens)} tokens, but the model's context holds {model.max_len} and the answer needs at "
-            f"least 1; shorten {field} by {1 - room}"
-        )
-        raise ApiError(400, message, "context_length_exceeded", field)
-    tokenizer = model.tokenizer
-    return SamplingParams(
-        max_tokens=min(max_tokens or room, room),
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_k=body.top_k or 0,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        seed=body.seed,
-        stop_ids=() if body.ignore_eos else (tokenizer.eos_id, tokenizer.end_id),
-        stop=body.stop_strings,
-    )
-
-
-async def _respond(http: Request, stream: bool, reply: Reply, chunks: AsyncGenerator[Chunk]) -> Response:
+async def _respond(
+    http: Request, stream: bool, reply: Reply, pieces: AsyncGenerator[list[Piece]]
+) -> Response:
     if not stream:
-        answer = await _while_connected(http, _collect(chunks))
-        return JSONResponse(reply.whole(answer).model_dump())
-    first = await _while_connected(http, anext(chunks))
+        found = await _while_connected(http, _collect(pieces))
+        return JSONResponse(reply.whole(found).model_dump(exclude_unset=True))
+    first = await _while_connected(http, anext(pieces))
     return StreamingResponse(
-        _events(reply, first, chunks), media_type="text/event-stream", headers=SSE_HEADERS
+        _events(reply, first, pieces), media_type="text/event-stream", headers=SSE_HEADERS
     )
 
 
-async def _collect(chunks: AsyncGenerator[Chunk]) -> Chunk:
-    parts = [chunk async for chunk in chunks]
-    text = "".join(part.text for part in parts)
-    return Chunk(text, sum(part.n_tokens for part in parts), parts[-1].finish_reason)
+async def _collect(pieces: AsyncGenerator[list[Piece]]) -> list[Piece]:
+    async with aclosing(pieces):
+        return [piece async for some in pieces for piece in some]
 
 
-async def _events(reply: Reply, first: Chunk, chunks: AsyncGenerator[Chunk]) -> AsyncIterator[str]:
+async def _events(
+    reply: Reply, first: list[Piece], pieces: AsyncGenerator[list[Piece]]
+) -> AsyncIterator[str]:
     """Server-sent events. A failure on the way is an event too, after which the stream ends without `[DONE]`."""
-    n_tokens = first.n_tokens
     try:
-        async with aclosing(chunks):
-            yield sse(reply.part(first, first=True))
-            async for chunk in chunks:
-                n_tokens += chunk.n_tokens
-                if chunk.text or chunk.finish_reason:
-                    yield sse(reply.part(chunk, first=False))
-        if reply.include_usage:
-            yield sse(reply.counts(n_tokens))
-        yield "data: [DONE]\n\n"
+        async with aclosing(pieces):
+            yield reply.parts(first)
+            async for some in pieces:
+                if events := reply.parts(some):
+                    yield events
+        yield reply.end()
     except Exception as error:
-        yield sse(errors.as_api_error(error).body)
+        yield f"data: {errors.as_api_error(error).body.model_dump_json()}\n\n"
 
 
 async def _while_connected(http: Request, work: Awaitable[T]) -> T:

@@ -7,14 +7,16 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import yaml
 from ray import serve
 
 from moxin import console, session
 from serve.app import app
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from serve.check import LOOPBACK, check
+from serve.guard import keys_from
 
 
 def check_port(host: str, port: int) -> None:
@@ -38,13 +40,27 @@ def _listen(host: str, port: int) -> int:
         return int(listener.getsockname()[1])
 
 
+def check_exposed(host: str, keys_file: str = "", without_keys: bool = False) -> None:
+    """Raises `ValueError` where others could reach the service and it asks nobody for a key."""
+    if host not in LOOPBACK and not without_keys and not keys_from(os.environ, keys_file):
+        raise ValueError(
+            f"host {host} can be reached from other machines, and there is no API key: set MOXIN_API_KEY or "
+            "MOXIN_API_KEYS_FILE, or say --without-keys if all of them may use this service"
+        )
+
+
 def deploy(model_url: str, port: int, host: str = "127.0.0.1", **settings: Any) -> str:
     """Serves a release folder with the settings of `serve.app`; returns the base URL once requests are answered.
 
     Raises `ValueError` where the port is taken, the folder holds no model, or Ray serves something already.
     """
+    return deploy_app({"model": model_url, **settings}, port, host)
+
+
+def deploy_app(args: dict[str, Any], port: int, host: str = "127.0.0.1") -> str:
+    """The same with all arguments of `serve.app.app`."""
     check_port(host, port)
-    application = app({"model": model_url, **settings})
+    application = app(args)
     session.start()
     if running := list(serve.status().applications):
         told = f"this Ray serves {', '.join(running)} already; end that with `serve shutdown`"
@@ -62,21 +78,43 @@ def deploy(model_url: str, port: int, host: str = "127.0.0.1", **settings: Any) 
 @contextmanager
 def serving(model_url: str, port: int = 0, host: str = "127.0.0.1", **settings: Any) -> Iterator[str]:
     """The base URL of the service, which is shut down at the end. Port 0 is any free one."""
-    base_url = deploy(model_url, port or _listen(host, 0), host, **settings)
+    with serving_app({"model": model_url, **settings}, port, host) as base_url:
+        yield base_url
+
+
+@contextmanager
+def serving_app(args: dict[str, Any], port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
+    """The same with all arguments of `serve.app.app`."""
+    base_url = deploy_app(args, port or _listen(host, 0), host)
     try:
         yield base_url
     finally:
         serve.shutdown()
 
 
-def serve_forever(model_url: str, port: int, host: str = "127.0.0.1", **settings: Any) -> None:
+def read_config(path: str) -> tuple[dict[str, Any], str, int]:
+    """The arguments, host and port of a Serve configuration file with one application, ours.
+
+    Raises `ValueError` for whatever `serve.check` finds, and for what only `serve deploy` can do.
+    """
+    if problems := check(path):
+        raise ValueError(f"{path}: " + "; ".join(problems))
+    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    applications = config["applications"]
+    if len(applications) != 1 or applications[0].get("import_path") != "serve.app:app":
+        raise ValueError(f"{path}: this job serves one application, serve.app:app; use `serve deploy {path}`")
+    if beside := sorted(set(applications[0]) - {"name", "route_prefix", "import_path", "args"}):
+        raise ValueError(f"{path}: {', '.join(beside)} would have no effect here; use `serve deploy {path}`")
+    options = config["http_options"]
+    return applications[0].get("args", {}), options["host"], options.get("port", 8000)
+
+
+def serve_forever(args: dict[str, Any], port: int, host: str = "127.0.0.1") -> None:
     """Serves until Ctrl-C (or SIGTERM, which jobs turn into the same)."""
-    with serving(model_url, port, host, **settings) as base_url:
-        console.say(f"✓ serving {base_url}/v1 - Ctrl-C stops it", style="green")
-        if host not in LOOPBACK and not os.environ.get("MOXIN_API_KEY"):
-            console.warn(
-                f"anyone who reaches {host} can use this service; set MOXIN_API_KEY to ask for a key"
-            )
+    with serving_app(args, port, host) as base_url:
+        console.say(f"✓ serving {base_url}/v1, chat page {base_url} - Ctrl-C stops it", style="green")
+        if host not in LOOPBACK and not keys_from(os.environ, args.get("api_keys_file", "")):
+            console.warn(f"anyone who reaches {host} can use this service")
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The part of OpenAI's wire format that this server speaks (https://platform.openai.com/docs/api-reference).
+"""What clients may send, in OpenAI's wire format (https://platform.openai.com/docs/api-reference) with vLLM's extensions.
 
 Fields that we do not know are tolerated, as clients send many; wrong types are not. Known fields that would change the
 answer and that we do not support are refused by `unsupported`, so that none is ignored without a word.
@@ -6,7 +6,15 @@ answer and that we do not support are refused by `unsupported`, so that none is 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from moxin.infer.sampling import MAX_N, MAX_STOPS
+
+MAX_LOGPROBS = 20
+"""Most alternatives to a token; OpenAI's limit for chats."""
+MAX_PROMPTS = 128
+MAX_MESSAGES = 4096
+MAX_TOOLS = 128
 
 
 def _encodable(text: str) -> str:
@@ -19,6 +27,8 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
+TokenId = Annotated[int, Field(ge=0)]
+Tokens = Annotated[list[TokenId], Field(min_length=1)]
 
 
 class Incoming(BaseModel):
@@ -32,48 +42,71 @@ class TextPart(Incoming):
     text: Text
 
 
+class FunctionCall(Incoming):
+    name: Text
+    arguments: Text
+    """A JSON text."""
+
+
+class ToolCall(Incoming):
+    id: Text
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class Message(Incoming):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Text | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Message":
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError(f"a message of the role {self.role} needs content, which is missing or None")
+        return self
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-    def as_turn(self) -> dict[str, str]:
-        """The message as the chat template knows it; "developer" is OpenAI's newer name for "system"."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content)
 
 
 class StreamOptions(Incoming):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: the counts so far in every event."""
 
 
 class GenerationRequest(Incoming):
     """What chat and text completions have in common. A null stands for the default, as in OpenAI's API."""
 
-    model: str | None = None
-    """None is the served model."""
+    model: Text | None = None
+    """None is the model named first in the server's settings."""
     max_tokens: int | None = Field(None, ge=1)
     """Most tokens of the answer; what does not fit the context is cut with `finish_reason` "length"."""
+    min_tokens: int | None = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    """0 is no limit."""
+    top_k: int | None = Field(None, ge=-1)
+    """0 and -1 are no limit."""
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Text | list[Text] | None = None
-    n: int | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOPS - 4)] | None = None
+    include_stop_str_in_output: bool | None = None
+    n: int | None = Field(None, ge=1, le=MAX_N)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
     """Go on to `max_tokens` through the end tokens: what load generators ask for."""
-
-    @field_validator("n")
-    @classmethod
-    def _one_choice(cls, n: int | None) -> int | None:
-        if n not in (None, 1):
-            raise ValueError("only n = 1 is supported; send the request again with another seed")
-        return n
+    cache_salt: Text | None = None
+    """Only requests with the same one share remembered prompts."""
 
     @field_validator("stop")
     @classmethod
@@ -81,6 +114,14 @@ class GenerationRequest(Incoming):
         if stop == "" or (isinstance(stop, list) and "" in stop):
             raise ValueError("a stop string must not be empty")
         return stop
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _bias_names_tokens(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        for name in bias or {}:
+            if not (name.isascii() and name.isdecimal() and len(name) < 10):
+                raise ValueError("its keys are token ids, written as strings")
+        return bias
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -90,141 +131,158 @@ class GenerationRequest(Incoming):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def continuous_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+
+class JsonSchema(Incoming):
+    name: Text | None = None
+    schema_: dict[str, Any] | bool = Field(True, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Incoming):
+    """OpenAI's three, and two more that the engine has: a regular expression and llguidance's variant of Lark."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
+    json_schema: JsonSchema | None = None
+    regex: Text | None = None
+    grammar: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_what_it_names(self) -> "ResponseFormat":
+        if self.type in ("json_schema", "regex", "grammar") and getattr(self, self.type) is None:
+            raise ValueError(f"the type {self.type} needs a field {self.type}")
+        return self
+
+
+class FunctionTool(Incoming):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON Schema of the arguments; none takes no arguments."""
+    strict: bool | None = None
+
+
+class Tool(Incoming):
+    type: Literal["function"]
+    function: FunctionTool
+
+
+class NamedFunction(Incoming):
+    name: Text
+
+
+class NamedTool(Incoming):
+    type: Literal["function"]
+    function: NamedFunction
+
 
 class ChatRequest(GenerationRequest):
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     """The newer name of `max_tokens`; it wins."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        if isinstance(self.tool_choice, NamedTool):
+            name = self.tool_choice.function.name
+            if all(name != tool.function.name for tool in self.tools or ()):
+                raise ValueError("tool_choice names a function that is not among tools")
+        elif self.tool_choice == "required" and not self.tools:
+            raise ValueError("tool_choice is required, but there are no tools")
+        return self
 
 
 class CompletionRequest(GenerationRequest):
-    prompt: Text | list[Text] | list[int] | list[list[int]]
-    """One prompt: a string, its token ids, or a list with one of these."""
-    max_tokens: int | None = Field(16, ge=1)
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    """A string, token ids, or a list of either; every prompt has `n` answers."""
+    max_tokens: int | None = Field(16, ge=0)
+    """With `echo` 0 is allowed: the prompt's log-probabilities alone."""
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    best_of: int | None = None
+    response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError("best_of is not supported; leave it out, and choose among n answers")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens is 0, which gives something only with echo: true")
+        return self
+
+
+class EmbeddingRequest(Incoming):
+    model: Text | None = None
+    input: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+
+
+class TokenizeRequest(Incoming):
+    """A `prompt`, or `messages` as the model would read them."""
+
+    model: Text | None = None
+    prompt: Text | None = None
+    add_special_tokens: bool = True
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    add_generation_prompt: bool = True
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("prompt: give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(Incoming):
+    model: Text | None = None
+    tokens: list[TokenId]
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "top_logprobs": (),
-    "echo": (False,),
-    "best_of": (1,),
     "suffix": ("",),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "tools": ([],),
     "functions": ([],),
-    "response_format": ({"type": "text"},),
+    "function_call": ("none",),
     "audio": (),
+    "modalities": (["text"],),
+    "web_search_options": (),
+    "prompt_logprobs": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "lora": (),
 }
 """Known fields without support, with the values that leave the answer as it is; null always does."""
 
 
-def unsupported(request: GenerationRequest) -> str | None:
+def unsupported(request: Incoming) -> str | None:
     """The first field of a request that would change the answer and that this server cannot do."""
     for name, value in (request.model_extra or {}).items():
-        # By type too, for in Python 0 == False, and `logprobs: 0` asks for log-probabilities.
+        # By type too, for in Python 0 == False.
         neutral = any(value == item and isinstance(value, bool) == isinstance(item, bool)
                       for item in NEUTRAL.get(name, (value,)))  # fmt: skip
         if value is not None and not neutral:
             return name
     return None
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-FinishReason = str
-""""stop" or "length"."""
-
-
-class ChatMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-
-
-class ChatChoice(BaseModel):
-    index: int = 0
-    message: ChatMessage
-    logprobs: None = None
-    finish_reason: FinishReason
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class Delta(BaseModel):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(BaseModel):
-    index: int
-    delta: Delta
-    finish_reason: FinishReason | None
-
-
-class ChatChunk(BaseModel):
-    """One event of a chat stream; written without its unset fields."""
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-
-
-class TextChoice(BaseModel):
-    index: int = 0
-    text: str
-    logprobs: None = None
-    finish_reason: FinishReason | None
-
-
-class Completion(BaseModel):
-    """A text completion, or one event of its stream."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[TextChoice]
-    usage: Usage | None = None
-
-
-class ModelCard(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "moxin"
-    max_model_len: int
-    """Longest prompt and answer together, in tokens."""
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorBody(BaseModel):
-    error: ErrorDetail

@@ -101,7 +101,7 @@ class Engine:
             cache_tokens = min(max_batch * columns * PAGE_SIZE, int(free * FREE_SHARE) // per_token)
         self.cache = PagedCache(config, max_batch, self.max_len, dtype, device, cache_tokens, chunk)
         self.scheduler = Scheduler(self.cache, chunk, prefill_budget or chunk, prefix_caching)
-        self._few_rows = self._consistent(max_batch)
+        self.few_rows = self._consistent(max_batch)
         self._graphs = DecodeGraphs(self.model, self.cache) if device.type == "cuda" else None
         self._answers: dict[str, list[AnswerSequence]] = {}
         self._siblings: dict[str, int] = {}
@@ -200,7 +200,7 @@ class Engine:
         """One round; what came of it, in no particular order among answers, in that of their tokens within one."""
         works = self.scheduler.plan()
         few = [work for work in works if work.n <= FEW]
-        events = self._forward(few, self._few_rows) if few else []
+        events = self._forward(few, self.few_rows) if few else []
         for work in works:
             if work.n > FEW:
                 events += self._forward([work], 0)
@@ -255,7 +255,7 @@ class Engine:
             if len(wanted) == len(x_NE)
             else x_NE[torch.tensor(wanted, dtype=torch.int64, device=x_NE.device)]
         )
-        return self.model.logits(x_RE, self._few_rows) if wanted else x_RE.new_empty(0, 0), rows
+        return self.model.logits(x_RE, self.few_rows) if wanted else x_RE.new_empty(0, 0), rows
 
     def _read_prompt(self, sequence: AnswerSequence, logits_NV: Tensor, computed: int) -> None:
         """The log-probabilities of the prompt tokens that follow those just read."""

@@ -2,6 +2,7 @@
 (github.com/guidance-ai/llguidance), which says for every state what tokens may come."""
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,10 @@ MAX_SOURCE_CHARS = 200_000
 
 
 class Grammars:
-    """Compiles for one tokenizer. `tokenizer_json` is the text of its `tokenizer.json`, `eos_ids` end an answer."""
+    """Compiles for one tokenizer. `tokenizer_json` is the text of its `tokenizer.json`, `eos_ids` end an answer.
+
+    Threads may share one: a service compiles what a request brings beside the engine's thread, so that no answer waits.
+    """
 
     def __init__(self, tokenizer_json: str, vocab_size: int, eos_ids: Sequence[int]) -> None:
         if not eos_ids:
@@ -32,6 +36,7 @@ class Grammars:
         self.vocab_size = vocab_size
         self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=list(eos_ids))
         self._compiled: OrderedDict[tuple[str, str], llguidance.LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
 
     @property
     def n_compiled(self) -> int:
@@ -44,13 +49,16 @@ class Grammars:
         if len(source) > MAX_SOURCE_CHARS:
             raise ValueError(f"{name} has {len(source)} characters: at most {MAX_SOURCE_CHARS}")
         key = (name, source)
-        if (found := self._compiled.get(key)) is None:
+        with self._lock:
+            found = self._compiled.get(key)
+        if found is None:
             found = self._compile(name, source)
+        with self._lock:
             self._compiled[key] = found
+            self._compiled.move_to_end(key)
             if len(self._compiled) > MAX_COMPILED:
                 self._compiled.popitem(last=False)
-        self._compiled.move_to_end(key)
-        return Matcher(found.deep_copy(), self.vocab_size)
+            return Matcher(found.deep_copy(), self.vocab_size)
 
     def _compile(self, name: str, source: str) -> llguidance.LLMatcher:
         make = llguidance.LLMatcher

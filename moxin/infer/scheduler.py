@@ -8,7 +8,7 @@ its beginning, so the same products are computed whoever else is there.
 from collections import deque
 from dataclasses import dataclass
 
-from moxin.infer.cache import PagedCache
+from moxin.infer.cache import Held, PagedCache
 from moxin.infer.sequence import AnswerSequence
 
 
@@ -78,6 +78,11 @@ class Scheduler:
                 return True
             self._preempt(self.running[-1])
         return False
+
+    def reserve(self, held: Held, n_tokens: int) -> None:
+        """Pages for the first `n_tokens` of what is read beside all answers; the latest of these give theirs back."""
+        while not self.cache.extend(held, n_tokens):
+            self._preempt(self.running[-1])
 
     def _preempt(self, sequence: AnswerSequence) -> None:
         assert sequence.held is not None

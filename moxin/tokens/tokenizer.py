@@ -96,6 +96,11 @@ class Tokenizer:
         return digest({"tokenizer": self._backend.to_str(), "names": self._names})
 
     @property
+    def spec(self) -> str:
+        """The text of `tokenizer.json`."""
+        return str(self._backend.to_str())
+
+    @property
     def frame_ids(self) -> tuple[list[int], list[int]]:
         """The ids before and after a document: begin and end, or the end alone where there is no begin or it is the same."""
         begins = self.bos_id is not None and self.bos_id != self.eos_id

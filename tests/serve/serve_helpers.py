@@ -4,14 +4,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
 from moxin.infer.detokenize import Detokenizer
-from moxin.infer.request import Event, Request
+from moxin.infer.request import Event, Request, Stats
 from moxin.tokens.tokenizer import Tokenizer
 from serve import api
-from serve.engine_loop import Engine, EngineLoop
+from serve.engine_loop import EngineLoop
+from serve.guard import Rules
+from serve.params import ModelInfo
 
 TEXT = "The quick brown fox jumps over the lazy dog. Who owns the dog? Ada owns the lazy dog. "
 
@@ -26,6 +29,10 @@ class FakeEngine:
     While `gate` is closed a step waits; the step after `fail_after` steps raises.
     """
 
+    grammars = None
+    pause_s = 0.0
+    """Seconds of a step."""
+
     def __init__(self, tokenizer: Tokenizer, reply: str, fail_after: int = 10**9) -> None:
         self.reply = tokenizer.encode(reply)
         self.fail_after, self.n_steps = fail_after, 0
@@ -35,6 +42,10 @@ class FakeEngine:
         self.said: dict[str, int] = {}
         self.decode = tokenizer.decode
         self.texts: dict[str, Detokenizer] = {}
+
+    @property
+    def stats(self) -> Stats:
+        return Stats(len(self.requests), 0, (100,), (100,), 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
     @property
     def has_work(self) -> bool:
@@ -49,6 +60,7 @@ class FakeEngine:
 
     def step(self) -> list[Event]:
         self.gate.wait()
+        time.sleep(self.pause_s)
         if self.n_steps == self.fail_after:
             raise RuntimeError("the secret cause")
         self.n_steps += 1
@@ -76,21 +88,34 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 @contextmanager
-def served(
-    engine: Engine, tokenizer: Tokenizer, limit: int = 8, api_key: str = "", max_len: int = 128
-) -> Iterator[tuple[str, EngineLoop]]:
-    """The base URL of the application over an engine, on a free port, and the loop between them."""
-    loop = EngineLoop(engine, limit)
-    model = api.ServedModel("tiny", tokenizer, max_len, created=1)
-    app = api.build(model, loop, api_key)
+def http_server(app: Any) -> Iterator[str]:
+    """The base URL of an ASGI application on a free port."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)
-    port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield f"http://127.0.0.1:{port}", loop
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def served(
+    engine: Any,
+    tokenizer: Tokenizer,
+    limit: int = 8,
+    keys: tuple[str, ...] = (),
+    max_len: int = 128,
+    interval_s: float = 0.0,
+    **rules: Any,
+) -> Iterator[tuple[str, EngineLoop]]:
+    """The base URL of the application over an engine, on a free port, and the loop between them."""
+    loop = EngineLoop(engine, limit, interval_s)
+    model = api.ServedModel(ModelInfo("tiny", tokenizer, max_len, 1, 32), loop)
+    try:
+        with http_server(api.build([model], Rules(keys, **rules))) as url:
+            yield url, loop
+    finally:
         loop.close()

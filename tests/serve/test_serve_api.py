@@ -10,6 +10,7 @@ import pytest
 from serve_helpers import FakeEngine, served, tiny_tokenizer, wait_until
 
 from moxin.infer.engine import Engine
+from moxin.infer.grammar import Grammars
 from moxin.model.decoder import Decoder
 from moxin.recipe import ModelConfig
 
@@ -29,7 +30,9 @@ def base_url() -> Iterator[str]:
                          sliding_window=48)  # fmt: skip
     model = Decoder(config)
     model.reset(seed=5)
-    with served(Engine(model, max_batch=4, decode=TOKENIZER.decode), TOKENIZER) as (url, _):
+    grammars = Grammars(TOKENIZER.spec, 300, [TOKENIZER.eos_id, TOKENIZER.end_id])
+    engine = Engine(model, max_batch=4, decode=TOKENIZER.decode, grammars=grammars)
+    with served(engine, TOKENIZER) as (url, _):
         yield url
 
 
@@ -103,7 +106,9 @@ def test_an_answer_ends_where_the_context_ends(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("change", "param", "told"),
     [
-        ({"n": 2}, "n", "only n = 1"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"n": 10**9}, "n", "less than or equal to 128"),
+        ({"n": 100}, "n", "takes 8 at once"),
         ({"temperature": "hot"}, "temperature", "'hot'"),
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"top_p": 0}, "top_p", "greater than 0"),
@@ -116,9 +121,23 @@ def test_an_answer_ends_where_the_context_ends(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages", "'wizard'"),
         ({"messages": [{"role": "user", "content": None}]}, "messages", "None"),
         ({"messages": [{"role": "user", "content": "dog " * 500}]}, "messages", "context holds 128"),
-        ({"logprobs": True}, "logprobs", "not supported"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "not supported"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty", "greater than or equal to -2"),
+        ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        ({"logit_bias": {"cat": 1}}, "logit_bias", "token ids"),
+        ({"logit_bias": {"300": 1}}, "logit_bias", "outside the vocabulary"),
+        ({"min_tokens": 10, "max_tokens": 5}, "min_tokens", "5 tokens at most"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", "pattern"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "not among tools"),
+        ({"functions": [{"name": "f"}]}, "functions", "not supported"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "needs a field json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "wizard"}}}},
+            "response_format",
+            "cannot be compiled",
+        ),
+        ({"response_format": {"type": "regex", "regex": "(["}}, "response_format", "cannot be compiled"),
     ],
 )
 def test_wrong_requests_are_told_which_field(
@@ -132,7 +151,7 @@ def test_wrong_requests_are_told_which_field(
     assert caught.value.type == "invalid_request_error"
 
 
-@pytest.mark.parametrize("prompt", [[], [[]], ["a", "b"], [10**6], [-1], [[1], "a"], 3, None])
+@pytest.mark.parametrize("prompt", [[], [[]], [[1], []], [10**6], [-1], [[1], "a"], 3, None])
 def test_wrong_prompts(client: openai.OpenAI, prompt: Any) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.post("/completions", body={"prompt": prompt}, cast_to=object)
@@ -153,7 +172,7 @@ def test_wrong_prompts(client: openai.OpenAI, prompt: Any) -> None:
 def test_bodies_that_are_no_request(base_url: str, content: bytes, kind: str) -> None:
     headers = {"Content-Type": kind}
     answer = httpx.post(f"{base_url}/v1/chat/completions", content=content, headers=headers)
-    assert answer.status_code == 400
+    assert answer.status_code == (400 if kind == "application/json" else 415)
     assert answer.json()["error"]["message"]
 
 
@@ -164,7 +183,7 @@ def test_unknown_models_and_routes(base_url: str, client: openai.OpenAI) -> None
     assert "'tiny' is" in caught.value.message
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("a/b")
-    assert httpx.get(f"{base_url}/v2/nothing").json()["error"]["type"] == "invalid_request_error"
+    assert httpx.get(f"{base_url}/v2/nothing").json()["error"]["type"] == "not_found_error"
     assert httpx.get(f"{base_url}/v1/completions").status_code == 405
 
 
@@ -181,7 +200,7 @@ def test_fields_that_clients_send_and_we_do_not_know_are_tolerated(client: opena
 
 
 def test_a_key_is_asked_for_everywhere_but_at_health() -> None:
-    with served(FakeEngine(TOKENIZER, "yes"), TOKENIZER, api_key="secret") as (base_url, _):
+    with served(FakeEngine(TOKENIZER, "yes"), TOKENIZER, keys=("other-one", "secret")) as (base_url, _):
         assert say(client_of(base_url, "secret")) == "yes"
         foreign = {"Authorization": "Bearer schlüssel".encode()}
         assert httpx.get(f"{base_url}/v1/models", headers=foreign).status_code == 401
@@ -257,7 +276,7 @@ def test_a_client_that_leaves_frees_its_slot(streamed: bool) -> None:
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{base_url}/v1/chat/completions", json=body, timeout=httpx.Timeout(30, read=0.5))
             engine.gate.set()
-        wait_until(lambda: not engine.has_work and not loop.n_requests)
+        wait_until(lambda: not engine.has_work and not loop.n_answers)
         assert say(client_of(base_url), max_tokens=2) == "on"
 
 
