@@ -62,10 +62,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
         yield url, release
 
 
-def run(*command: str, timeout: float = 300, **environment: str) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
-    )
+def run(folder: Path, *command: str, timeout: float = 300, **environment: str) -> str:
+    """What a program prints, which runs in `folder`: some leave files where they run."""
+    settings = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=settings, cwd=folder)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
 
