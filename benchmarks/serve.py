@@ -28,6 +28,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 sys.path.append(str(Path(__file__).resolve().parent))
 import common
+import psutil
 import torch
 
 from moxin import session
@@ -149,6 +150,7 @@ def main() -> None:
             with serving_app(settings) as base_url:
                 rows.append(compare(engine, base_url, chosen, interval))
         session.stop()
+    speeds, costs = list(rows[0])[:7], [name for name in rows[0] if name.startswith("cpu_")]
     table(
         f"Service against bare engine, {chosen.shape}, {chosen.requests} requests at once",
         (
@@ -160,7 +162,12 @@ def main() -> None:
             "service ITL ms",
             "more ms",
         ),
-        [tuple(f"{value:.2f}" for value in row.values()) for row in rows],
+        [tuple(f"{row[name]:.2f}" for name in speeds) for row in rows],
+    )
+    table(
+        "CPU time per token, ms (what other programs of the machine do hardly changes it)",
+        ("interval ms", "bare engine", "engine's process", "ingress", "proxy"),
+        [tuple(f"{row[name]:.2f}" for name in ("interval_ms", *costs)) for row in rows],
     )
     common.write("serve", {"settings": vars(chosen), "rows": rows}, packages=("ray", "fastapi", "uvicorn"))
 
@@ -168,6 +175,7 @@ def main() -> None:
 def compare(engine: Engine, base_url: str, chosen: argparse.Namespace, interval: float) -> dict[str, float]:
     """Medians over the rounds, of which the first is not counted."""
     throughputs: dict[str, list[float]] = {"engine": [], "service": []}
+    cpu: dict[str, list[float]] = {"bare": [], "engine": [], "ingress": [], "proxy": []}
     latencies: dict[str, list[float]] = {"engine": [], "service": []}
     for number in range(chosen.rounds + 1):
         # Other prompts every round: the service remembers them.
@@ -175,13 +183,19 @@ def compare(engine: Engine, base_url: str, chosen: argparse.Namespace, interval:
             [(7 * number + 3 * i + j) % 200 + 20 for j in range(chosen.prompt)]
             for i in range(chosen.requests)
         ]
-        for name, (throughput, gaps) in (
-            ("engine", bare(engine, prompts, chosen.tokens)),
-            ("service", served(base_url, "m", prompts, chosen.tokens)),
-        ):
+        at = [cpu_seconds()]
+        alone = bare(engine, prompts, chosen.tokens)
+        at.append(cpu_seconds())
+        over_http = served(base_url, "m", prompts, chosen.tokens)
+        at.append(cpu_seconds())
+        for name, (throughput, gaps) in (("engine", alone), ("service", over_http)):
             if number:
                 throughputs[name].append(throughput)
                 latencies[name].append(statistics.median(gaps) * 1000)
+        if number:
+            for name, found in cpu.items():
+                turn = 0 if name == "bare" else 1
+                found.append((at[turn + 1][name] - at[turn][name]) / (chosen.requests * chosen.tokens) * 1000)
         say(f"round {number}: {throughput:.0f} tokens/s over HTTP", style="dim")
     speed = {name: statistics.median(found) for name, found in throughputs.items()}
     gap = {name: statistics.median(found) for name, found in latencies.items()}
@@ -193,7 +207,23 @@ def compare(engine: Engine, base_url: str, chosen: argparse.Namespace, interval:
         "engine_itl_ms": gap["engine"],
         "service_itl_ms": gap["service"],
         "more_itl_ms": gap["service"] - gap["engine"],
+    } | {f"cpu_ms_per_token_{name}": statistics.median(found) for name, found in cpu.items()}
+
+
+def cpu_seconds() -> dict[str, float]:
+    """Of this process, which is the bare engine or the client, and of the service's."""
+    titles = {
+        "engine": "ServeReplica:default:engine",
+        "ingress": "ServeReplica:default:ingress",
+        "proxy": "ProxyActor",
     }
+    found = {"bare": time.process_time(), **dict.fromkeys(titles, 0.0)}
+    for process in psutil.process_iter(["cmdline", "cpu_times"]):
+        line, times = " ".join(process.info["cmdline"] or ()), process.info["cpu_times"]
+        for name, title in titles.items():
+            if title in line and times is not None:
+                found[name] += times.user + times.system
+    return found
 
 
 if __name__ == "__main__":

@@ -130,7 +130,12 @@ class RemoteEngine:
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         with _our_errors():
-            return cast(list[list[float]], await self.embedding.remote(prompts))
+            answer = self.embedding.remote(prompts)
+            try:
+                return cast(list[list[float]], await answer)
+            except asyncio.CancelledError:
+                answer.cancel()  # the client left
+                raise
 
     async def check(self) -> None:
         with suppress(OverloadError):  # busy is not dead
