@@ -16,9 +16,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("MOXIN_MATMUL_DTYPE", "bfloat16")  # as a GPU does, whatever this CPU likes
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ def resident_bytes(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
+AS_ON_A_GPU = mock.patch.dict(os.environ, {"MOXIN_MATMUL_DTYPE": "bfloat16"})
+"""bfloat16 is multiplied as such, whatever this CPU likes."""
+
+
 def decoder(model: ModelConfig, recompute: str) -> Decoder:
     """The decoder that recomputes what `scaling.recompute` names."""
     return Decoder(model, 0, recompute)  # type: ignore[arg-type]
@@ -62,6 +66,7 @@ def batch(model: ModelConfig, rows: int, context: int) -> dict[str, Tensor]:
     return {"tokens_BT": ids, "segments_BT": segments, "targets_BT": ids}
 
 
+@AS_ON_A_GPU
 def saved_bytes(model: ModelConfig, precision: str, recompute: str, rows: int, context: int) -> int:
     """What autograd keeps of a forward pass: every storage once, parameters left out. `bf16` is all of it in bfloat16, as
     with ZeRO 1 to 3, `autocast` what stage 0 does."""
@@ -105,6 +110,7 @@ def train_here(preset: str, precision: str, recompute: str, rows: int, context: 
     return resident_bytes("VmHWM") - before
 
 
+@AS_ON_A_GPU
 def _steps(model: ModelConfig, precision: str, recompute: str, rows: int, context: int) -> None:
     made = decoder(model, recompute)
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-4, fused=True)
