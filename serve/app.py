@@ -86,9 +86,8 @@ class ServiceSettings(BaseModel):
     allowed_hosts: list[str] = Field(default_factory=list)
     """Names under which a service without keys may be reached, beside localhost and addresses."""
     max_body_bytes: int = Field(MAX_BODY_BYTES, ge=1024)
-    stream_interval_ms: float = Field(50.0, ge=0, le=5000)
-    """Least time between two events of a stream after the first: tokens that come faster travel together, for every event costs
-    three processes about as much as a token of a small model."""
+    stream_interval_ms: float = Field(0.0, ge=0, le=5000)
+    """Least time between two events of a stream after the first: tokens that come faster travel together."""
     ingresses: int = Field(1, ge=1)
     """Processes that speak HTTP."""
     drain_s: float = Field(600.0, ge=1)

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
@@ -31,9 +30,6 @@ from serve.router import prefix_of
 
 CHECK_TIMEOUT_S = 5.0
 """How long /health waits for a replica: one that is being replaced does not answer."""
-GIL_INTERVAL_S = 0.0002
-"""How long a thread keeps the interpreter where another waits for it. The engine's thread gives it up in every kernel and would
-wait for Python's 5 ms whenever the event loop has something to send."""
 GAUGES_PERIOD_S = 2.0
 """How often a replica tells Ray what its engine counts."""
 
@@ -77,7 +73,6 @@ class EngineReplica:
     """One engine with one model. Ray replaces the replica when `check_health` says that the engine died."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        sys.setswitchinterval(GIL_INTERVAL_S)
         replica = serve.get_replica_context().replica_id.unique_id
         metrics = Metrics(settings.name, replica, RayMetrics())
         self.loop = EngineLoop(engine_of(settings), settings.limit, settings.interval_s, metrics)
