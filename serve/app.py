@@ -87,7 +87,7 @@ class ServiceSettings(BaseModel):
     """Names under which a service without keys may be reached, beside localhost and addresses."""
     max_body_bytes: int = Field(MAX_BODY_BYTES, ge=1024)
     stream_interval_ms: float = Field(0.0, ge=0, le=5000)
-    """Least time between two events of a stream: tokens that come faster travel together."""
+    """Least time between two events of a stream after the first: tokens that come faster travel together."""
     ingresses: int = Field(1, ge=1)
     """Processes that speak HTTP."""
     drain_s: float = Field(600.0, ge=1)

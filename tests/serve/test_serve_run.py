@@ -162,3 +162,21 @@ def test_a_killed_replica_ends_its_stream_with_an_error_and_is_replaced(base_url
     with pytest.raises(openai.APIError, match="engine failed"):
         list(stream)
     wait_until(lambda: answers(base_url), 60)
+
+
+@pytest.mark.slow
+def test_health_tells_of_an_engine_that_is_gone_until_it_is_back(base_url: str) -> None:
+    wait_until(lambda: httpx.get(f"{base_url}/ready", timeout=30).status_code == 200, 60)
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    (replica,) = (name for name in names if "#engine#" in name)
+    ray.kill(ray.get_actor(replica, namespace="serve"))
+    seen = set()
+
+    def status(code: int) -> bool:
+        health = httpx.get(f"{base_url}/health", timeout=30)
+        seen.add(health.json().get("error", {}).get("code"))
+        return health.status_code == code
+
+    wait_until(lambda: status(503), 60)
+    wait_until(lambda: status(200), 90)
+    assert seen == {None, "engine_failed"}
