@@ -265,6 +265,7 @@ def test_overload_is_429_and_never_a_torn_stream() -> None:
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_client_that_leaves_frees_its_slot(streamed: bool) -> None:
     engine = FakeEngine(TOKENIZER, "on and on " * 10_000)
+    engine.pause_s = 0.001  # it must not be done before the client reads
     body = {"messages": QUESTION, "stream": streamed}
     with served(engine, TOKENIZER, limit=1, max_len=10**6) as (base_url, loop):
         if streamed:
