@@ -160,6 +160,8 @@ def _job(
         ),
         keeping=Keeping(config.checkpoint_every),
         context=config.context,
+        # A pair is two rows.
+        micro_batch=config.micro_batch * (2 * config.context if isinstance(config, DPOConfig) else 1),
         seed=config.seed,
         scaling=recipe.scaling,
     )

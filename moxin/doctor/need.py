@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 from moxin.plan import parameters
+from moxin.plan.memory import optimizer_bytes
 from moxin.recipe import ModelConfig, Recipe, ScalingConfig
-
-MOMENTS = {"adamw": 2, "lion": 1, "muon": 2}
-"""Values of optimizer state per parameter at most: Muon keeps one for matrices and AdamW's two for the rest."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +25,16 @@ class Need:
     def of(
         cls, model: ModelConfig, scaling: ScalingConfig, *, optimizer: str = "adamw", keep_last: int = 2
     ) -> "Need":
-        """DeepSpeed saves weights and moments in 32 bits; with ZeRO 1 and 2 also the weights that it computes with."""
+        """A checkpoint holds weights and moments in 32 bits (`moxin.train.shards`)."""
         n = parameters(model)["total"]
         own = 2 if scaling.precision == "bf16" else 4
-        second = own if scaling.zero_stage in ("1", "2") else 0
         return cls(
             n_workers=scaling.n_workers,
             use_gpu=scaling.use_gpu,
             accelerator=scaling.accelerator,
             weights_bytes=4 * n,
             gradient_bytes=own * n,
-            checkpoint_bytes=(second + 4 + 4 * MOMENTS[optimizer]) * n,
+            checkpoint_bytes=4 * n + optimizer_bytes(model, optimizer),
             n_checkpoints=keep_last + 1,
         )
 

@@ -10,7 +10,7 @@ layouts (`moxin.model.layouts`) cut and join them.
 Parameters may be bfloat16 or float32. Products run in `matmul_dtype` of that; norms, rotations, softmax and loss in float32.
 """
 
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,16 +29,6 @@ from moxin.recipe import ModelConfig
 Recompute = Literal["none", "selective", "full"]
 RESIDUAL = ("attention.out.weight", "mlp.down.weight")
 """What a block adds to the residual stream comes out of these two."""
-
-
-class Cache(Protocol):
-    """Keys and values of earlier tokens (`moxin.infer.cache`)."""
-
-    def begin(self, positions_BT: Tensor) -> Mask:
-        """Called once per forward pass with the positions of its tokens, -1 for padding; what each of them could see."""
-
-    def update(self, layer: int, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps a layer's new keys and values; returns those to attend to, in the order of the mask."""
 
 
 class Linear(nn.Module):
@@ -103,9 +93,7 @@ class Attention(nn.Module):
             self.q_norm = Norm(config, config.n_heads * config.head_dim)
             self.k_norm = Norm(config, config.n_kv_heads * config.head_dim)
 
-    def forward(
-        self, x_BTE: Tensor, mask: Mask, by: Rotation | None, slopes_H: Tensor | None, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x_BTE: Tensor, mask: Mask, by: Rotation | None, slopes_H: Tensor | None) -> Tensor:
         config, (n_q, n_kv, _) = self.config, self.split
         qkv = self.qkv(x_BTE)
         if config.clip_qkv is not None:
@@ -118,8 +106,6 @@ class Attention(nn.Module):
         if by is not None:
             qkv_BTXD = rope_(qkv_BTXD, by, n_q + n_kv)
         q_BTHD, k_BTKD, v_BTKD = qkv_BTXD.split(self.split, 2)
-        if cache is not None:
-            k_BTKD, v_BTKD = cache.update(self.layer, k_BTKD, v_BTKD)
         return self.out(attention(q_BTHD, k_BTKD, v_BTKD, mask, alibi_slopes_H=slopes_H).flatten(2))
 
 
@@ -149,11 +135,10 @@ class Block(nn.Module):
         mask: Mask,
         by: Rotation | None,
         slopes_H: Tensor | None,
-        cache: Cache | None,
         recompute_mlp: bool = False,
     ) -> tuple[Tensor, Tensor]:
         h_BTE, x_BTE = self.attention_norm(x_BTE, delta_BTE)
-        h_BTE, x_BTE = self.mlp_norm(x_BTE, self.attention(h_BTE, mask, by, slopes_H, cache))
+        h_BTE, x_BTE = self.mlp_norm(x_BTE, self.attention(h_BTE, mask, by, slopes_H))
         if recompute_mlp:
             return x_BTE, checkpoint(self.mlp, h_BTE, use_reentrant=False)
         return x_BTE, self.mlp(h_BTE)
@@ -204,7 +189,6 @@ class Decoder(nn.Module):
         tokens_BT: Tensor,
         segments_BT: Tensor | None = None,
         targets_BT: Tensor | None = None,
-        cache: Cache | None = None,
         positions_BT: Tensor | None = None,
         reduction: Literal["none", "sum"] = "none",
         z_loss: float = 0.0,
@@ -212,37 +196,26 @@ class Decoder(nn.Module):
         """Logits [B, T, V]; with `targets_BT` each token's negative log-likelihood in nats, float32, 0 where it is -100.
 
         `tokens_BT` and `targets_BT` are int64. `segments_BT` numbers the documents packed into a row: attention never
-        crosses from one to another, and positions start again at 0. With a `cache` the row goes on where the cache ends:
-        `positions_BT` says where that is, -1 marks padding. `reduction="sum"` is a quarter cheaper at the output projection:
+        crosses from one to another, and positions start again at 0; `positions_BT` puts others in their place.
+        `reduction="sum"` is a quarter cheaper at the output projection:
         it gives the sum of the losses with `z_loss` times log²(Z) added, to differentiate, and each without, to report.
 
-        Raises `ValueError` for a cache together with segments, ids outside the vocabulary (on a CPU), or a position beyond
-        the table of learned ones.
+        Raises `ValueError` for ids outside the vocabulary (on a CPU), or a position beyond the table of learned ones.
         """
-        return self.head(
-            self.hidden(tokens_BT, segments_BT, cache, positions_BT), targets_BT, reduction, z_loss
-        )
+        return self.head(self.hidden(tokens_BT, segments_BT, positions_BT), targets_BT, reduction, z_loss)
 
     def hidden(
         self,
         tokens_BT: Tensor,
         segments_BT: Tensor | None = None,
-        cache: Cache | None = None,
         positions_BT: Tensor | None = None,
     ) -> Tensor:
         """What the output projection reads, [B, T, E]; arguments as of `forward`."""
         config, longest = self.config, None
-        if cache is not None:
-            if positions_BT is None or segments_BT is not None:
-                raise ValueError("a cache needs positions_BT and takes no segments_BT: one document per row")
-            widest = cache.begin(positions_BT)
-        else:
-            widest = Mask.packed(tokens_BT.shape[1], tokens_BT.device, None, segments_BT)
-            if positions_BT is None:
-                longest = tokens_BT.shape[1]
-                positions_BT = (
-                    widest.q_index_BT if segments_BT is None else positions_in_segments(segments_BT)
-                )
+        widest = Mask.packed(tokens_BT.shape[1], tokens_BT.device, None, segments_BT)
+        if positions_BT is None:
+            longest = tokens_BT.shape[1]
+            positions_BT = widest.q_index_BT if segments_BT is None else positions_in_segments(segments_BT)
         masks = {window: widest.within(window) for window in set(config.windows)}
         x_BTE = self.embedding(
             tokens_BT, matmul_dtype(self.embedding.weight.dtype, tokens_BT.device), "vocab_size"
@@ -261,7 +234,7 @@ class Decoder(nn.Module):
         delta_BTE = None
         for block, window in zip(self.blocks, config.windows, strict=True):
             recompute = self.recompute if torch.is_grad_enabled() else "none"
-            arguments = (x_BTE, delta_BTE, masks[window], by, slopes_H, cache)
+            arguments = (x_BTE, delta_BTE, masks[window], by, slopes_H)
             if recompute == "full":
                 x_BTE, delta_BTE = checkpoint(block, *arguments, use_reentrant=False)
             else:

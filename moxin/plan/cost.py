@@ -181,11 +181,9 @@ class Checkpoint:
 
 
 def checkpoint_bytes(recipe: Recipe) -> Checkpoint:
-    """State: the weights as they are trained, and masters and moments of the optimizer, whatever ZeRO's stage."""
-    n = counts.parameters(recipe.model)["total"]
-    on_device = replace(recipe.scaling, offload_optimizer="none", offload_parameters="none")
-    whole = memory.states(recipe.model, on_device, recipe.pretrain.optimizer, 1)
-    return Checkpoint(whole[0] + whole[2], 4 * n)
+    """State: weights and moments in float32, whatever ZeRO's stage and precision (`moxin.train.shards`)."""
+    weights = 4 * counts.parameters(recipe.model)["total"]
+    return Checkpoint(weights + memory.optimizer_bytes(recipe.model, recipe.pretrain.optimizer), weights)
 
 
 def traffic(phase: PhaseCost) -> network.Traffic:

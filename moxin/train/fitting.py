@@ -34,10 +34,9 @@ def asks(job: FitJob) -> bool:
 
 
 def size_of(job: FitJob) -> int:
-    """Tokens at once, as the job's batches are told; 0 where they are told none."""
-    return (
-        int(job.batches.keywords.get("micro_batch", 0)) if isinstance(job.batches, functools.partial) else 0
-    )
+    """Tokens at once."""
+    told = job.batches.keywords if isinstance(job.batches, functools.partial) else {}
+    return int(told.get("micro_batch", job.micro_batch)) or job.context
 
 
 def settled(job: FitJob, engine: Engine, scratch: str, local_world: int) -> FitJob:

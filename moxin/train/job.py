@@ -92,6 +92,8 @@ class FitJob:
     unit: str = "tokens"
     context: int = 0
     """Tokens of a row, for what a token costs; 0 where that is not told."""
+    micro_batch: int = 0
+    """Most tokens at once, where the batches themselves are not told them; only for what is said when memory is out."""
     parts: tuple[str, ...] = ()
     """Names of the further pairs among the objective's sums: what it tells the loss of, such as sources."""
     guards: GuardConfig = field(default_factory=lambda: GuardConfig(spike_score=0.0))

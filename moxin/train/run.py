@@ -243,9 +243,8 @@ def run_trainer(job: FitJob, url: str) -> str:
     )
     try:
         with ending, Monitor(job, url, board):
-            result: Any = (
-                trainer.fit()
-            )  # typed as the one of Ray Train's first version, which has no such field
+            # Typed as the one of Ray Train's first version, which has no such field.
+            result: Any = trainer.fit()
             ended = str(result.return_value)
     except TrainingFailedError as error:
         if ending.asked:
@@ -286,13 +285,17 @@ class Monitor:
         looked = 0.0
         while not self.ended.wait(WATCH_S):
             looked += WATCH_S
-            if looked >= progress.interval(self.notices):
-                self._tell()
-                looked = 0.0
             try:
+                if looked >= progress.interval(self.notices):
+                    looked = 0.0
+                    self._tell()
                 seen = ray.get(self.board.seen.remote())
                 if beats.stalled(seen, self.job.scaling.hang_timeout_s):
                     self._end_hanging()
+            except (
+                OSError
+            ) as error:  # who hangs is looked for all the same, and the notices are read again later
+                console.warn(f"{self.job.name}: cannot read what its workers tell: {error}")
             except ray.exceptions.RayError:
                 return  # the session is ending
 

@@ -373,11 +373,9 @@ def test_what_a_run_needs_follows_from_its_recipe():
     assert need.n_workers == recipe.scaling.n_workers
     assert need.n_checkpoints == recipe.pretrain.keep_last + 1
     n = need.weights_bytes // 4
-    assert (
-        need.checkpoint_bytes == 14 * n
-    )  # ZeRO-1, bf16: 2 + 4 + 4 + 4; tests/train holds it against DeepSpeed's files
+    assert need.checkpoint_bytes == 12 * n  # tests/train holds it against what is written
     single = Need.of(recipe.model, replace(recipe.scaling, precision="fp32"), optimizer="lion")
-    assert single.checkpoint_bytes == 12 * n
+    assert single.checkpoint_bytes == 8 * n
 
 
 # bandwidth

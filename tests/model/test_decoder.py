@@ -332,9 +332,3 @@ def test_a_head_that_the_chosen_attention_cannot_do_is_refused(monkeypatch: pyte
     monkeypatch.setenv("MOXIN_ATTENTION", "fast")
     with pytest.raises(ValueError, match=r"'fast' is not one of .*MOXIN_ATTENTION"):
         attention_backend()
-
-
-def test_a_cache_takes_positions_and_no_documents() -> None:
-    model = Decoder(MISTRAL)
-    with pytest.raises(ValueError, match="a cache needs positions_BT"):
-        model(TOKENS, cache=object())  # type: ignore[arg-type]

@@ -107,11 +107,11 @@ def test_the_cheapest_comes_first_and_fits() -> None:
     ]
 
 
-def test_checkpoints_hold_weights_masters_and_moments() -> None:
+def test_checkpoints_hold_weights_and_moments() -> None:
     recipe = recipes.load("moxin_7b")
     n = 8_114_180_096
-    assert cost.checkpoint_bytes(recipe) == cost.Checkpoint(14 * n, 4 * n)
-    assert cost.checkpoint_bytes(recipes.load("mpt_7b")).state == 10 * 6_649_286_656
+    assert cost.checkpoint_bytes(recipe) == cost.Checkpoint(12 * n, 4 * n)
+    assert cost.checkpoint_bytes(recipes.load("mpt_7b")).state == 8 * 6_649_286_656
 
 
 def test_the_command_compares_on_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:

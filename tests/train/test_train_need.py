@@ -1,4 +1,4 @@
-"""What the preflight takes a checkpoint for, against one that DeepSpeed writes."""
+"""What the preflight takes a checkpoint for, against one that is written."""
 
 import pytest
 from train_cases import MODEL, small_job
