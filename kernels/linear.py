@@ -6,6 +6,7 @@ Letters of tensor names: N rows, O outputs, I inputs, G groups of inputs.
 | -------- | ------------------ | ---------- | ----------------------------------------------------------------- |
 | `torch`  | all                | any        | `matmul_dtype` of the weights, quantised ones widened for it      |
 | `numba`  | all, I % 16 (32) = 0 | up to 16 | float32, the weight read once as it is stored; CPU                |
+| `numba`  | int8, I % 64 = 0   | up to 16 (with AMX 64) | integers, exact: `kernels.linear_digits`, where the CPU has them |
 | `triton` | int8, 4 bits       | up to 64   | products of the activations' type, sums float32; CUDA             |
 
 `MOXIN_LINEAR` names one. Quantised weights have the usual symmetric form (LLM.int8(), arXiv 2208.07339, §2.1; group-wise in
@@ -27,6 +28,8 @@ GROUP = 32
 """Inputs that share a scale where weights have 4 bits."""
 FEW_ROWS = {"numba": 16, "triton": 64}
 """Rows up to which the weight is read as it is stored; beyond, arithmetic is what costs, and matrix units want one type."""
+FEW_ROWS_OF_TILES = 64
+"""The same for int8 weights where there are matrix units for bytes."""
 WHOLE_ROWS = 64
 """Rows to which fewer are filled up for a CPU's matrix units: oneDNN gives a row the same bits in any number from 64 on, and
 others below (AMX, torch 2.13)."""
@@ -52,6 +55,29 @@ class Weight:
         """Whether it lies on a CPU with numba, in rows of whole vectors."""
         step = GROUP if self.values.dtype == torch.uint8 else 16
         return self.values.device.type == "cpu" and has_numba() and self.n_inputs % step == 0
+
+    @cached_property
+    def in_digits(self) -> bool:
+        """Whether numba's products with it are of integers."""
+        if self.values.dtype != torch.int8 or not self.suits_numba:
+            return False
+        from kernels.linear_digits import LONGEST, STEP, has_byte_products
+
+        return self.n_inputs % STEP == 0 and self.n_inputs <= LONGEST and has_byte_products()
+
+    @cached_property
+    def sums(self) -> Tensor:
+        """Of each output's integers, int32 [O]."""
+        return self.values.sum(1, dtype=torch.int32)
+
+    @cached_property
+    def few_rows(self) -> int:
+        """Rows up to which reading it as it is stored is the fastest on a CPU."""
+        if not self.in_digits:
+            return FEW_ROWS["numba"]
+        from kernels.linear_digits import has_tiles
+
+        return FEW_ROWS_OF_TILES if has_tiles() else FEW_ROWS["numba"]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -109,32 +135,35 @@ def _scales(largest: Tensor, steps: int) -> Tensor:
 
 
 def linear_backend(
-    x_NI: Tensor, weight: Weight, backend: str | None = None, few_rows: int = FEW_ROWS["numba"]
+    x_NI: Tensor, weight: Weight, backend: str | None = None, few_rows: int | None = None
 ) -> str:
     """The back-end for these rows and weights: the argument, else `MOXIN_LINEAR`, else what is for so many rows.
 
-    `few_rows` are those up to which a CPU reads the weight as it is stored. Whoever wants results that do not depend on the
-    number of rows says the same back-end for all of them with it: either is consistent in itself, with each other they
-    agree to rounding.
+    `few_rows` are those up to which a CPU reads the weight as it is stored, None for the fastest. Whoever wants results that
+    do not depend on the number of rows says the same back-end for all of them with it: either is consistent in itself, with
+    each other they agree to rounding.
     """
     chosen = choose("linear", BACKENDS, "automatic", backend)
     if chosen != "automatic":
         return chosen
     n_rows = len(x_NI)
     if weight.suits_numba and x_NI.dtype == torch.float32:
-        return "numba" if n_rows <= few_rows else "torch"
+        return "numba" if n_rows <= (weight.few_rows if few_rows is None else few_rows) else "torch"
     if weight.scales is not None and runs_triton(x_NI.device) and n_rows <= FEW_ROWS["triton"]:
         return "triton"
     return "torch"
 
 
-def linear(
-    x_NI: Tensor, weight: Weight, backend: str | None = None, few_rows: int = FEW_ROWS["numba"]
-) -> Tensor:
+def linear(x_NI: Tensor, weight: Weight, backend: str | None = None, few_rows: int | None = None) -> Tensor:
     """`x @ weight.T`, [N, O] in the type of `x`; without gradients. Raises `ValueError` for shapes that do not fit."""
     if x_NI.ndim != 2 or x_NI.shape[1] != weight.n_inputs:
         raise ValueError(f"rows {list(x_NI.shape)} do not fit a weight {list(weight.shape)}")
     chosen = linear_backend(x_NI, weight, backend, few_rows)
+    if chosen == "numba" and weight.in_digits:
+        from kernels.linear_digits import multiply as multiply_digits
+
+        assert weight.scales is not None
+        return multiply_digits(x_NI.contiguous(), weight.values, weight.scales, weight.sums)
     if chosen == "numba":
         from kernels.linear_numba import multiply  # only where it is chosen: numba takes 0.3 s to import
 

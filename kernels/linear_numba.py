@@ -76,6 +76,18 @@ def _float(builder: Any, address: Any) -> Any:
     return builder.load(builder.inttoptr(address, _F32.as_pointer()))
 
 
+def prefetch(builder: Any, address: Any) -> None:
+    """Asks for the cache line of an address."""
+    kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+    ask = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(ask, [builder.inttoptr(address, _I8.as_pointer()), _I32(0), _I32(3), _I32(1)])
+
+
+def along(builder: Any, start: Any, stride: Any, n: int) -> list[Any]:
+    """Addresses that are `stride` apart."""
+    return [builder.add(start, builder.mul(stride, _I64(k))) for k in range(n)]
+
+
 def _splat(builder: Any, value: Any) -> Any:
     first = builder.insert_element(ir.Constant(_WIDE, ir.Undefined), value, _I32(0))
     return builder.shuffle_vector(first, first, _of(0))
@@ -109,17 +121,8 @@ def _emit(builder, kind, n_outputs, n_rows, w_at, w_stride, x_at, x_stride, y_at
     reduce = get_or_insert_function(
         builder.module, ir.FunctionType(_F32, [_F32, _WIDE]), "llvm.vector.reduce.fadd.v16f32"
     )
-    prefetch = get_or_insert_function(
-        builder.module,
-        ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32]),
-        "llvm.prefetch.p0",
-    )
-
-    def along(start: Any, stride: Any, n: int) -> list[Any]:
-        return [builder.add(start, builder.mul(stride, _I64(k))) for k in range(n)]
-
-    rows, columns = along(w_at, w_stride, n_outputs), along(x_at, x_stride, n_rows)
-    scales = along(scale_at, scale_stride, n_outputs)
+    rows, columns = along(builder, w_at, w_stride, n_outputs), along(builder, x_at, x_stride, n_rows)
+    scales = along(builder, scale_at, scale_stride, n_outputs)
     n_steps = builder.udiv(inputs, _I64(step))
     block_bytes = builder.mul(w_stride, _I64(n_outputs))
     blocks = builder.add(_I64(1), builder.udiv(_I64(PREFETCH_BYTES), block_bytes))
@@ -149,8 +152,7 @@ def _emit(builder, kind, n_outputs, n_rows, w_at, w_stride, x_at, x_stride, y_at
     # The same place some blocks on: rows are too short for the hardware to foresee what comes.
     ahead = builder.add(w_offset, distance)
     for row in rows:
-        pointer = builder.inttoptr(builder.add(row, ahead), _I8.as_pointer())
-        builder.call(prefetch, [pointer, _I32(0), _I32(3), _I32(1)])
+        prefetch(builder, builder.add(row, ahead))
     for o, row in enumerate(sums):
         parts = _weights(builder, kind, builder.add(rows[o], w_offset))
         if in_groups:

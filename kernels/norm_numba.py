@@ -11,7 +11,7 @@ from numba import float32, prange
 from torch import Tensor
 
 from kernels.checks import rows_of
-from kernels.numba_math import LIKE, get, kernel, put, require, row_at, threads_for
+from kernels.numba_math import LIKE, get, kernel, part, put, require, row_at, threads_for
 
 BLOCKS = 64
 WIDE = LIKE[torch.float32]
@@ -85,6 +85,46 @@ def backward(
     return grad_x, grad_weight_D.to(weight_D.dtype)
 
 
+@part
+def normalise(
+    first, last, x_at, x_stride, x_like, delta_at, delta_stride, delta_like, weight_at, normed_at, total_at, mean_at,
+    scale_at, n_rows, d, eps, add, centred,
+):  # fmt: skip
+    """Some of the rows. `total` may be `x`."""
+    weight = row_at(weight_at, 0, d, WIDE)
+    scale, mean = row_at(scale_at, 0, n_rows, WIDE), row_at(mean_at, 0, n_rows, WIDE)
+    for row in range(first, last):
+        x = row_at(x_at, row * x_stride, d, x_like)
+        of_row, squares = float32(0), float32(0)
+        if add:
+            delta = row_at(delta_at, row * delta_stride, d, delta_like)
+            total = row_at(total_at, row * d, d, x_like)
+            for j in range(d):
+                put(total, j, get(x, j) + get(delta, j))
+                value = get(total, j)
+                of_row += value
+                squares += value * value
+            x = total
+        else:
+            for j in range(d):
+                value = get(x, j)
+                of_row += value
+                squares += value * value
+        middle = float32(0)
+        if centred:
+            middle = of_row / float32(d)
+            mean[row] = middle
+            squares = float32(0)
+            for j in range(d):
+                value = get(x, j) - middle
+                squares += value * value
+        factor = float32(1) / np.sqrt(squares / float32(d) + float32(eps))
+        scale[row] = factor
+        normed = row_at(normed_at, row * d, d, x_like)
+        for j in range(d):
+            put(normed, j, (get(x, j) - middle) * factor * weight[j])
+
+
 @kernel
 def _forward(
     x_at, x_stride, x_like, delta_at, delta_stride, delta_like, weight_at, normed_at, total_at, mean_at,
@@ -92,38 +132,10 @@ def _forward(
 ):  # fmt: skip
     n_blocks = min(n_rows, BLOCKS)
     for block in prange(n_blocks):
-        weight = row_at(weight_at, 0, d, WIDE)
-        scale, mean = row_at(scale_at, 0, n_rows, WIDE), row_at(mean_at, 0, n_rows, WIDE)
-        for row in range(block * n_rows // n_blocks, (block + 1) * n_rows // n_blocks):
-            x = row_at(x_at, row * x_stride, d, x_like)
-            of_row, squares = float32(0), float32(0)
-            if add:
-                delta = row_at(delta_at, row * delta_stride, d, delta_like)
-                total = row_at(total_at, row * d, d, x_like)
-                for j in range(d):
-                    put(total, j, get(x, j) + get(delta, j))
-                    value = get(total, j)
-                    of_row += value
-                    squares += value * value
-                x = total
-            else:
-                for j in range(d):
-                    value = get(x, j)
-                    of_row += value
-                    squares += value * value
-            middle = float32(0)
-            if centred:
-                middle = of_row / float32(d)
-                mean[row] = middle
-                squares = float32(0)
-                for j in range(d):
-                    value = get(x, j) - middle
-                    squares += value * value
-            factor = float32(1) / np.sqrt(squares / float32(d) + float32(eps))
-            scale[row] = factor
-            normed = row_at(normed_at, row * d, d, x_like)
-            for j in range(d):
-                put(normed, j, (get(x, j) - middle) * factor * weight[j])
+        normalise(
+            block * n_rows // n_blocks, (block + 1) * n_rows // n_blocks, x_at, x_stride, x_like, delta_at, delta_stride,
+            delta_like, weight_at, normed_at, total_at, mean_at, scale_at, n_rows, d, eps, add, centred,
+        )  # fmt: skip
 
 
 @kernel

@@ -34,6 +34,9 @@ KEEPS_NAN: dict[str, Any] = {
 }
 """Sums in any order, but NaN and infinity are as IEEE 754 has them, and so is division by 0, else a branch in every loop."""
 
+part = njit(fastmath=KEEPS_NAN["fastmath"], error_model=KEEPS_NAN["error_model"])
+"""A function that kernels call."""
+
 ALONE = 16_384
 """Elements that one thread is done with before a second one has begun."""
 
@@ -56,7 +59,7 @@ def _launch() -> None:
 _launch()
 
 
-def kernel(function: Callable[..., None]) -> Any:
+def kernel(function: Callable[..., None], parallel: bool = True) -> Any:
     """A parallel kernel with `KEEPS_NAN`, whose results have the same bits in every process.
 
     What numba runs straight after compiling is rounded otherwise, here and there by a last place, than what it loads from
@@ -64,7 +67,7 @@ def kernel(function: Callable[..., None]) -> Any:
     0.68). A run that is started again would leave its own curve. So what is not in the cache yet is compiled by a process of
     its own, about 3 s more for each kernel the first time, and the code that runs is always the cache's.
     """
-    dispatcher = njit(parallel=True, **KEEPS_NAN)(function)
+    dispatcher = njit(parallel=parallel, **KEEPS_NAN)(function)
     load_or_compile = dispatcher.compile
 
     def compile_elsewhere(signature: Any) -> Any:
@@ -74,6 +77,11 @@ def kernel(function: Callable[..., None]) -> Any:
 
     dispatcher.compile = compile_elsewhere
     return dispatcher
+
+
+def sequential_kernel(function: Callable[..., None]) -> Any:
+    """A `kernel` that is not parallel itself: it calls those that are."""
+    return kernel(function, parallel=False)
 
 
 def _store(dispatcher: Any, signature: Any) -> None:

@@ -28,24 +28,28 @@ from kernels.numba_math import (
 )
 
 WIDE = LIKE[torch.float32]
-_LIKE = {**LIKE, torch.int8: np.empty(0, np.int8)}
+PAGES_LIKE = {**LIKE, torch.int8: np.empty(0, np.int8)}
+INT32, INT64 = np.empty(0, np.int32), np.empty(0, np.int64)
+NO_WINDOW = 2**40
 
 
 @kernel
 def _attend(
-    q_at, q_stride, k_at, v_at, like, k_scale_at, v_scale_at, page_size, n_kv, d, group, tables_RC, rows_N, positions_N,
-    window, slopes_H, scale, wide_at, wide_size, out_at, n,
+    q_at, q_stride, k_at, v_at, like, k_scale_at, v_scale_at, page_size, n_kv, d, group, tables_at, n_columns, rows_at,
+    positions_at, window, slopes_at, scale, wide_at, wide_size, out_at, n,
 ):  # fmt: skip
     scaled = k_scale_at != 0
     for item in prange(n * n_kv):
         token, head = item // n_kv, item % n_kv
-        position, row = positions_N[token], rows_N[token]
+        position = row_at(positions_at, token, 1, INT64)[0]
+        table = row_at(tables_at, row_at(rows_at, token, 1, INT64)[0] * n_columns, n_columns, INT32)
+        slopes = row_at(slopes_at, head * group, group, WIDE)
         first = max(0, position - window + 1)
         count = position + 1 - first
         thread = get_thread_id() * wide_size
         at = first
         while at <= position:  # page by page
-            place = tables_RC[row, at // page_size % tables_RC.shape[1]]
+            place = table[at // page_size % n_columns]
             entry = np.int64(place) * page_size + at % page_size
             n_here = min(position + 1, (at // page_size + 1) * page_size) - at
             for j in range(n_here):
@@ -58,7 +62,7 @@ def _attend(
                     total = float32(0)
                     for i in range(d):
                         total += q[i] * float32(get(k, i))
-                    bias = slopes_H[head * group + g] * float32(int32(at + j - position))
+                    bias = slopes[g] * float32(int32(at + j - position))
                     scores = row_at(wide_at, thread + g * count, count, WIDE)
                     put_one(scores, at + j - first, total * factor + bias)
             at += n_here
@@ -84,7 +88,7 @@ def _attend(
                 out[i] = float32(0)
         at = first
         while at <= position:
-            place = tables_RC[row, at // page_size % tables_RC.shape[1]]
+            place = table[at // page_size % n_columns]
             entry = np.int64(place) * page_size + at % page_size
             n_here = min(position + 1, (at // page_size + 1) * page_size) - at
             for j in range(n_here):
@@ -101,6 +105,14 @@ def _attend(
 
 
 _kept = threading.local()
+
+
+def scores_memory(n: int) -> Tensor:
+    """Memory of this thread for `n` scores, kept between calls."""
+    wide = getattr(_kept, "wide", None)
+    if wide is None or wide.numel() < n:
+        wide = _kept.wide = torch.empty(n + n // 4)
+    return wide
 
 
 def attend(
@@ -120,32 +132,32 @@ def attend(
     n, n_heads, d = q_NHD.shape
     assert q_NHD.dtype == torch.float32
     assert q_NHD.stride()[1:] == (d, 1)
+    assert tables_RC.is_contiguous()
     page_size, n_kv = k_PSKD.shape[1:3]
     if slopes_H is None:
         slopes_H = torch.zeros(n_heads)
     out_NHD = torch.empty(n, n_heads, d)
     wide_size = n_heads // n_kv * longest
     n_threads = threads_for(n * longest * n_heads * d)
-    wide = getattr(_kept, "wide", None)
-    if wide is None or wide.numel() < n_threads * wide_size:
-        wide = _kept.wide = torch.empty(n_threads * (wide_size + wide_size // 4))
+    wide = scores_memory(n_threads * wide_size)
     _attend(
         q_NHD.data_ptr(),
         q_NHD.stride(0),
         k_PSKD.data_ptr(),
         v_PSKD.data_ptr(),
-        _LIKE[k_PSKD.dtype],
+        PAGES_LIKE[k_PSKD.dtype],
         0 if scales is None else scales[0].data_ptr(),
         0 if scales is None else scales[1].data_ptr(),
         page_size,
         n_kv,
         d,
         n_heads // n_kv,
-        tables_RC.numpy(),
-        rows_N.numpy(),
-        positions_N.numpy(),
-        2**40 if window is None else window,
-        slopes_H.numpy(),
+        tables_RC.data_ptr(),
+        tables_RC.shape[1],
+        rows_N.data_ptr(),
+        positions_N.data_ptr(),
+        NO_WINDOW if window is None else window,
+        slopes_H.data_ptr(),
         scale,
         wide.data_ptr(),
         wide_size,

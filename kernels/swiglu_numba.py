@@ -6,7 +6,7 @@ from numba import float32, njit, prange
 from torch import Tensor
 
 from kernels.checks import rows_of
-from kernels.numba_math import LIKE, exp32, get, kernel, put, require, row_at, threads_for
+from kernels.numba_math import LIKE, exp32, get, kernel, part, put, require, row_at, threads_for
 
 BLOCK = 4096
 """Elements that a thread takes at a time."""
@@ -64,17 +64,23 @@ def gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return grad_x
 
 
+@part
+def gated(first, last, gate_up_at, stride, out_at, like, width):
+    """Some of the rows."""
+    for row in range(first, last):
+        gate = row_at(gate_up_at, row * stride, width, like)
+        up = row_at(gate_up_at, row * stride + width, width, like)
+        out = row_at(out_at, row * width, width, like)
+        for j in range(width):
+            g = get(gate, j)
+            put(out, j, g / (float32(1) + exp32(-g)) * get(up, j))
+
+
 @kernel
 def _forward(gate_up_at, stride, out_at, like, n_rows, width):
     each = max(1, BLOCK // max(1, width))
     for block in prange((n_rows + each - 1) // each):
-        for row in range(block * each, min(block * each + each, n_rows)):
-            gate = row_at(gate_up_at, row * stride, width, like)
-            up = row_at(gate_up_at, row * stride + width, width, like)
-            out = row_at(out_at, row * width, width, like)
-            for j in range(width):
-                g = get(gate, j)
-                put(out, j, g / (float32(1) + exp32(-g)) * get(up, j))
+        gated(block * each, min(block * each + each, n_rows), gate_up_at, stride, out_at, like, width)
 
 
 @kernel
@@ -127,14 +133,19 @@ def _step(x, end, p, q):
     return float32(0) if x < float32(-end) else value
 
 
+@part
+def gelu_of(x_at, out_at, like, start, n):
+    """`n` elements from `start`."""
+    x, out = row_at(x_at, start, n, like), row_at(out_at, start, n, like)
+    for j in range(n):
+        value = get(x, j)
+        put(out, j, value * _step(value, PHI_END, PHI_P, PHI_Q))
+
+
 @kernel
 def _gelu_forward(x_at, out_at, like, n):
     for block in prange((n + BLOCK - 1) // BLOCK):
-        here = min(BLOCK, n - block * BLOCK)
-        x, out = row_at(x_at, block * BLOCK, here, like), row_at(out_at, block * BLOCK, here, like)
-        for j in range(here):
-            value = get(x, j)
-            put(out, j, value * _step(value, PHI_END, PHI_P, PHI_Q))
+        gelu_of(x_at, out_at, like, block * BLOCK, min(BLOCK, n - block * BLOCK))
 
 
 @kernel

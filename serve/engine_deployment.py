@@ -75,7 +75,9 @@ class EngineReplica:
     def __init__(self, settings: EngineSettings) -> None:
         replica = serve.get_replica_context().replica_id.unique_id
         metrics = Metrics(settings.name, replica, RayMetrics())
-        self.loop = EngineLoop(engine_of(settings), settings.limit, settings.interval_s, metrics)
+        engine = engine_of(settings)
+        engine.warm_up()
+        self.loop = EngineLoop(engine, settings.limit, settings.interval_s, metrics)
         self._telling: asyncio.Task[None] | None = None
 
     async def generate(self, job: Job, prefix: tuple[str, ...] = ()) -> AsyncGenerator[list[Piece]]:

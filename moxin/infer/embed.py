@@ -41,7 +41,8 @@ class Embedding:
         tokens_N = torch.tensor(self.tokens[self.n_read : self.n_read + n], device=model.device)
         queries = cache.queries([(self._held, self.n_read, n)])
         few_rows = self.engine.few_rows if n <= FEW else 0
-        self._sum_E += model.hidden(tokens_N, cache, queries, few_rows).double().sum(0).cpu()
+        stack = self.engine.stack if few_rows else None
+        self._sum_E += model.hidden(tokens_N, cache, queries, few_rows, stack).double().sum(0).cpu()
         self.n_read += n
         cache.commit(self._held, [], self.n_read)
         if self.n_read < len(self.tokens):

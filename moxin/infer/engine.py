@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.linear import Weight
 from kernels.precision import matmul_dtype
 from moxin.infer.cache import PAGE_SIZE, PagedCache, columns_of
 from moxin.infer.detokenize import Decode
@@ -21,7 +22,7 @@ from moxin.infer.graphs import DecodeGraphs
 from moxin.infer.memory import cache_bytes_per_token
 from moxin.infer.model import InferenceModel
 from moxin.infer.request import Event, Request, Stats
-from moxin.infer.sampling import logprobs_of
+from moxin.infer.sampling import SamplingParams, logprobs_of
 from moxin.infer.scheduler import Scheduler, Work
 from moxin.infer.sequence import AnswerSequence
 from moxin.infer.speculate import PromptLookup
@@ -102,6 +103,10 @@ class Engine:
         self.cache = PagedCache(config, max_batch, self.max_len, dtype, device, cache_tokens, chunk)
         self.scheduler = Scheduler(self.cache, chunk, prefill_budget or chunk, prefix_caching)
         self.few_rows = self._consistent(max_batch)
+        exact = all(matrix.in_digits for matrix in self._matrices)
+        self.prompt_rows = min(matrix.few_rows for matrix in self._matrices) if exact else 0
+        """`few_rows` for parts of prompts, which are alone in a pass: exact products are the same beside others'."""
+        self.stack = self.model.stack(self.cache) if self.few_rows else None
         self._graphs = DecodeGraphs(self.model, self.cache) if device.type == "cuda" else None
         self._answers: dict[str, list[AnswerSequence]] = {}
         self._siblings: dict[str, int] = {}
@@ -122,7 +127,14 @@ class Engine:
         """Rows up to which answers that are computed together go through one and the same kind of products, so that the
         company of an answer does not change how it is rounded: those that are best for a full batch."""
         wide = self.model.layers[0].qkv.values.dtype == torch.float32
-        return 2**30 if wide or max_batch <= FEW else 0
+        few = min(matrix.few_rows for matrix in self._matrices)
+        return 2**30 if wide or max_batch <= few else 0
+
+    @property
+    def _matrices(self) -> tuple[Weight, ...]:
+        """Of one layer: of the kinds and widths of all."""
+        layer = self.model.layers[0]
+        return layer.qkv, layer.out, layer.up, layer.down
 
     @property
     def has_work(self) -> bool:
@@ -177,6 +189,15 @@ class Engine:
             self._siblings[request.id] = params.n - 1
         self.scheduler.waiting.append(leader)
 
+    def warm_up(self) -> None:
+        """Answers a short request to nobody, so that what is compiled at first use does not wait for the first real one."""
+        prompt = [0] * min(FEW + 1, self.max_len - 1)
+        self.add(Request("warm up", prompt, SamplingParams(max_tokens=2, ignore_eos=True), salt="warm up"))
+        while self.has_work:
+            self.step()
+        self._counts = dict.fromkeys(self._counts, 0)
+        self.cache.n_queries = self.cache.n_hits = 0
+
     def _sequence(self, request: Request, index: int) -> AnswerSequence:
         matcher = None
         if request.params.constrained and self.grammars is not None:
@@ -203,7 +224,7 @@ class Engine:
         events = self._forward(few, self.few_rows) if few else []
         for work in works:
             if work.n > FEW:
-                events += self._forward([work], 0)
+                events += self._forward([work], self.prompt_rows)
         return events
 
     def _forward(self, works: list[Work], few_rows: int) -> list[Event]:
@@ -248,7 +269,11 @@ class Engine:
             return self._graphs.logits(tokens, held), rows
         queries = self.cache.queries(held)
         x_NE = self.model.hidden(
-            torch.tensor(tokens, device=self.model.device), self.cache, queries, few_rows
+            torch.tensor(tokens, device=self.model.device),
+            self.cache,
+            queries,
+            few_rows,
+            self.stack if len(tokens) and works[0].n <= FEW and few_rows else None,
         )
         x_RE = (
             x_NE

@@ -6,13 +6,14 @@ Letters of tensor names as in `moxin.model.decoder` and `kernels.paged_attention
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from kernels.alibi import alibi_slopes
-from kernels.linear import FEW_ROWS, Weight, linear
+from kernels.backend import has_numba
+from kernels.linear import Weight, linear
 from kernels.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from kernels.paged_attention import Queries, paged_attention
 from kernels.rope import rope_, rotation
@@ -20,6 +21,9 @@ from kernels.swiglu import gelu, swiglu
 from moxin.infer.cache import PagedCache
 from moxin.model.decoder import Block, Decoder
 from moxin.recipe import ModelConfig
+
+if TYPE_CHECKING:
+    from kernels.decoder_numba import LayerStack
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,13 @@ class InferenceModel:
         tokens_N: Tensor,
         cache: PagedCache,
         queries: Sequence[Queries],
-        few_rows: int = FEW_ROWS["numba"],
+        few_rows: int | None = None,
+        stack: "LayerStack | None" = None,
     ) -> Tensor:
         """What the output projection reads, [N, E]; the tokens' keys and values are written to the cache on the way.
-        `few_rows` as of `kernels.linear`."""
+        `few_rows` as of `kernels.linear`; with a `stack` of this cache, see `stack`, the layers are one call."""
         config = self.config
         positions_N, longest = queries[0].positions_N, queries[0].longest
-        entries = [of.entries(cache.page_size) for of in queries]
         by = slopes_H = None
         if config.position == "rope":
             by = rotation(positions_N.unsqueeze(0), config.head_dim, config.rope_theta, longest)
@@ -113,6 +117,9 @@ class InferenceModel:
         x_NE = self.embedding.rows(tokens_N, self.dtype)
         if self.position_LE is not None:
             x_NE = x_NE + self.position_LE[positions_N].to(self.dtype)
+        if stack is not None:
+            return stack.run(x_NE, queries[0], by, slopes_H)
+        entries = [of.entries(cache.page_size) for of in queries]
         first, others = (rms_norm, add_rms_norm) if config.norm == "rms" else (layer_norm, add_layer_norm)
         activation = swiglu if config.activation == "swiglu" else gelu
         split = (config.n_heads, config.n_kv_heads, config.n_kv_heads)
@@ -147,7 +154,43 @@ class InferenceModel:
         assert delta_NE is not None
         return others(x_NE, delta_NE, self.norm_E, config.norm_eps)[0]
 
-    def logits(self, x_NE: Tensor, few_rows: int = FEW_ROWS["numba"]) -> Tensor:
+    def stack(self, cache: PagedCache) -> "LayerStack | None":
+        """All layers over this cache as one call for few tokens, or None where there is none for such a model."""
+        config = self.config
+        if self.device.type != "cpu" or self.dtype != torch.float32 or config.qk_norm or not has_numba():
+            return None
+        from kernels.decoder_numba import LayerStack, LayerTensors, Shape  # numba takes 0.3 s to import
+
+        tensors = []
+        for number, layer in enumerate(self.layers):
+            group, window, pages = cache.layer(number)
+            tensors.append(
+                LayerTensors(
+                    layer.attention_norm_E,
+                    layer.qkv,
+                    layer.out,
+                    layer.mlp_norm_E,
+                    layer.up,
+                    layer.down,
+                    pages,
+                    window,
+                    torch.from_numpy(cache.groups[group].table_RC),
+                )
+            )
+        if not LayerStack.suits(tensors):
+            return None
+        shape = Shape(
+            config.n_heads,
+            config.n_kv_heads,
+            config.head_dim,
+            config.norm_eps,
+            config.norm != "rms",
+            config.activation == "swiglu",
+            config.clip_qkv,
+        )
+        return LayerStack(tensors, self.norm_E, shape)
+
+    def logits(self, x_NE: Tensor, few_rows: int | None = None) -> Tensor:
         """[N, V], float32."""
         return linear(x_NE, self.head, few_rows=few_rows).float()
 

@@ -1,8 +1,13 @@
 """Greedy answers, token by token, against `transformers.generate` and against our decoder without a cache."""
 
 import dataclasses
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
+import llvmlite.binding
 import pytest
 import torch
 from infer_helpers import (
@@ -22,7 +27,8 @@ from infer_helpers import (
     uncached,
 )
 
-from moxin.infer.engine import Engine
+from kernels.linear_digits import has_byte_products
+from moxin.infer.engine import FEW, Engine
 from moxin.infer.generate import generate
 from moxin.infer.load import converted
 from moxin.infer.model import InferenceModel
@@ -137,6 +143,96 @@ def _dequantised(model: Decoder, quantised: InferenceModel) -> Decoder:
     return other.eval()
 
 
+IN_DIGITS = dataclasses.replace(CONFIG, d_model=64, n_heads=4, n_kv_heads=2, d_ff=192)
+"""Its int8 products are of integers."""
+STACKED = {
+    "windows by layer": dataclasses.replace(
+        IN_DIGITS, n_layers=3, sliding_window=None, layer_windows=(24, 0, 24)
+    ),
+    "mpt, clipped": dataclasses.replace(MPT, d_model=64, n_heads=4, n_kv_heads=4, d_ff=256, clip_qkv=0.5),
+    "learned positions": dataclasses.replace(IN_DIGITS, position="learned"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "cache"),
+    [
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("float16", "float32"),
+        ("int8", "int8"),
+        ("int4", "float32"),
+    ],
+)
+@pytest.mark.parametrize("name", list(STACKED))
+def test_all_layers_as_one_call_are_the_layers_one_by_one(name: str, kind: str, cache: str) -> None:
+    """Tokens and log-probabilities of six answers, prompts read in parts, against the same engine without the stack."""
+    model = InferenceModel.of(decoder(STACKED[name]))
+    model = model if kind == "float32" else converted(model, kind)
+    found = []
+    for stacked in (True, False):
+        engine = Engine(model, max_batch=6, max_len=90, cache_dtype=cache, prefill_chunk=FEW + 1)
+        assert engine.stack is not None
+        if not stacked:
+            engine.stack = None
+        for number in range(6):
+            prompt = [(7 * number + 13 * i) % V for i in range(3 + 8 * number)]
+            engine.add(Request(str(number), prompt, SamplingParams(max_tokens=30, logprobs=1)))
+        found.append(drain(engine))
+    one_call, one_by_one = found
+    for key, events in one_by_one.items():
+        assert tokens_of(one_call[key]) == tokens_of(events)
+        theirs = [event.logprobs.logprob for event in events if event.logprobs]
+        ours = [event.logprobs.logprob for event in one_call[key] if event.logprobs]
+        assert ours == pytest.approx(theirs, abs=1e-4 if cache == "float32" else 0.05)
+
+
+def test_a_stack_sees_weights_that_change() -> None:
+    """The model's own parameters, norms in 16 bits too: what a training step leaves is what the next token is made with."""
+    small = decoder(IN_DIGITS).bfloat16()
+    engine = Engine(small, max_batch=2, max_len=64, prefix_caching=False)
+    assert engine.stack is not None
+    before = answer_all(engine, PROMPTS[:2], SamplingParams(max_tokens=8))
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.mul_(-1 if parameter.ndim == 1 else 1)
+    after = answer_all(engine, PROMPTS[:2], SamplingParams(max_tokens=8))
+    assert before != after
+    assert after == answer_all(
+        Engine(small, max_batch=2, max_len=64), PROMPTS[:2], SamplingParams(max_tokens=8)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without", ["everything", "amx"])
+def test_a_cpu_with_fewer_instructions_gives_the_same_answers(without: str) -> None:
+    """In a process whose kernels are compiled for another CPU: nothing that it has not is emitted, tokens are the same."""
+    script = (
+        "import infer_helpers as h, test_infer_exact as t\n"
+        "engine = t.Engine(t.converted(t.InferenceModel.of(h.decoder(t.IN_DIGITS)), 'int8'), max_batch=8)\n"
+        "print(engine.stack.in_digits, h.answer_all(engine, h.PROMPTS, t.SamplingParams(max_tokens=12)))"
+    )
+    features = llvmlite.binding.get_host_cpu_features()
+    if without == "amx" and not (features.get("amx-int8") and has_byte_products()):
+        pytest.skip("this CPU has no matrix units for bytes")
+    named = ",".join(f"{'+' if on and 'amx' not in name else '-'}{name}" for name, on in features.items())
+    environment = {"NUMBA_CPU_NAME": "generic"} if without == "everything" else {"NUMBA_CPU_FEATURES": named}
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent), *sys.path])
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(
+        command, env={**os.environ, **environment, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    model = converted(InferenceModel.of(decoder(IN_DIGITS)), "int8")
+    answers = answer_all(Engine(model, max_batch=8), PROMPTS, SamplingParams(max_tokens=12))
+    assert found.stdout.strip() == f"{without == 'amx'} {answers}", found.stderr
+
+
+def test_a_stack_gives_way_to_named_back_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = InferenceModel.of(decoder(IN_DIGITS))
+    monkeypatch.setenv("MOXIN_NORM", "reference")
+    assert Engine(model, max_batch=2).stack is None
+
+
 def test_an_8_bit_cache_is_close() -> None:
     """Log-probabilities of a long prompt through int8 pages, read in chunks, against those through float32 ones."""
     model = InferenceModel.of(Decoder(MODELS["mistral"]))
@@ -183,9 +279,11 @@ def _constant(model: Decoder) -> Decoder:
     return other.eval()
 
 
-def test_an_answer_has_the_same_bits_in_any_company() -> None:
-    """Log-probabilities of a request alone and among others, through sums of one order."""
-    model = InferenceModel.of(decoder(CONFIG))
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_an_answer_has_the_same_bits_in_any_company(kind: str) -> None:
+    """Log-probabilities of a request alone and among others, through sums of one order, or exact ones."""
+    model = InferenceModel.of(decoder(CONFIG if kind == "float32" else IN_DIGITS))
+    model = model if kind == "float32" else converted(model, kind)
     params = SamplingParams(max_tokens=12, logprobs=3, temperature=1.0, seed=1)
 
     def run(n_others: int) -> list[object]:

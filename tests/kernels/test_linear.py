@@ -1,10 +1,13 @@
 """Products with dense and quantised weights against float64, by every back-end; results that do not depend on company."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from kernels.linear import DENSE, Weight, int4_weight, int8_weight, linear
+from kernels.linear_digits import has_byte_products, has_tiles, multiply
 
 SHAPES = [(96, 64), (130, 160), (7, 32), (257, 1024)]
 
@@ -35,12 +38,47 @@ def test_numba_is_float64_to_float32_rounding(kind: str, shape: tuple[int, int])
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "int8", "int4"])
 def test_a_row_has_the_same_bits_in_any_company(kind: str) -> None:
-    weight, x = weight_of(kind, 130, 160), rows_of(16, 160)
+    n_inputs = 192 if kind == "int8" else 160  # integers want multiples of 64
+    weight, x = weight_of(kind, 130, n_inputs), rows_of(16, n_inputs)
     together = linear(x, weight, "numba")
     for n_rows in (1, 2, 3, 7):
         for first in range(0, 16 - n_rows, n_rows):
             part = slice(first, first + n_rows)
             assert torch.equal(linear(x[part], weight, "numba"), together[part])
+
+
+@pytest.mark.skipif(not has_byte_products(), reason="this CPU has no products of bytes (AVX-512 VNNI)")
+@pytest.mark.parametrize("shape", [(96, 64), (7, 128), (257, 1024), (64, 576), (1, 64)])
+def test_integers_are_float64_whatever_the_magnitudes(shape: tuple[int, int]) -> None:
+    """Rows of very different magnitudes, an outlier in each, against float64; with a matrix unit for tiles the same bits."""
+    weight = weight_of("int8", *shape)
+    assert weight.in_digits
+    assert weight.scales is not None
+    arguments = (weight.values, weight.scales, weight.sums)
+    for n_rows in (1, 2, 3, 4, 15, 16, 17, 40):
+        x = rows_of(n_rows, shape[1]) * torch.logspace(-6, 6, n_rows).unsqueeze(1)
+        x[:, shape[1] // 2] *= 1000
+        found = multiply(x, *arguments, tiles=False)
+        expected = x.double() @ weight.dequantised(torch.float64).T
+        size = x.abs().amax(1, keepdim=True) * weight.dequantised(torch.float32).norm(dim=1)
+        assert ((found - expected).abs() <= 2e-7 * size).all()
+        if has_tiles():
+            assert torch.equal(multiply(x, *arguments, tiles=True), found)
+
+
+@pytest.mark.skipif(not has_byte_products(), reason="this CPU has no products of bytes (AVX-512 VNNI)")
+def test_integers_keep_what_is_not_finite_to_its_row() -> None:
+    weight, x = weight_of("int8", 96, 64), rows_of(8, 64)
+    expected = linear(x, weight, "numba")
+    x[1], x[2, 5], x[4, 0], x[6, 63] = 0, math.nan, math.inf, -math.inf
+    for part in (x, x[1:3]):  # tiles, and rows too few for them
+        found = linear(part, weight, "numba")
+        for row, values in zip(part, found, strict=True):
+            if not row.isfinite().all():
+                assert values.isnan().all()
+            elif not row.any():
+                assert not values.any()
+    assert torch.equal(linear(x, weight, "numba")[[0, 3, 5, 7]], expected[[0, 3, 5, 7]])
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "int4"])
