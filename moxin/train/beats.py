@@ -45,6 +45,7 @@ class Board:
         self._beats: dict[int, tuple[float, Beat]] = {}
         self._group = self._over = ""
         self._stop = self._stacks = False
+        self._hopeless: tuple[bool, str] | None = None
 
     def beat(self, group: str, beat: Beat) -> tuple[bool, bool]:
         """Takes a beat of a worker of the group that is known by that name; says whether it is to end, and whether its stack
@@ -59,6 +60,14 @@ class Board:
     def stop(self) -> None:
         """Asks all workers to end after their step."""
         self._stop = True
+
+    def give_up(self, of_values: bool, told: str) -> None:
+        """A worker met what the next group would meet again; `of_values`: the job's settings or data are what is wrong."""
+        self._hopeless = self._hopeless or (of_values, told)
+
+    def given_up(self) -> tuple[bool, str] | None:
+        """What the first worker said that gave up."""
+        return self._hopeless
 
     def want_stacks(self, wanted: bool) -> None:
         self._stacks = wanted

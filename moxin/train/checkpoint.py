@@ -20,7 +20,7 @@ from moxin import __version__, storage
 from moxin.config import digest, to_jsonable
 from moxin.train import shards
 from moxin.train.engine import Engine
-from moxin.train.job import FitJob, Micro
+from moxin.train.job import FitJob, HopelessError, Micro
 from moxin.train.loop import Rows
 
 METADATA = "checkpoint.json"
@@ -156,7 +156,7 @@ def probe_of(job: FitJob) -> Micro:
 
 def load(engine: Engine, job: FitJob, folder: Path, metadata: Mapping[str, Any]) -> None:
     """Takes over the state in a local folder, whatever the number of workers that left it, and makes sure that it is the
-    state that they had. Collective. Raises `ValueError` where the state is another model's, `RuntimeError` where sums or
+    state that they had. Collective. Raises `ValueError` where the state is another model's, `HopelessError` where sums or
     probe say that something else was loaded than was saved."""
     flats = engine.flats()
     with shards.Reader(folder, metadata["world"]) as reader:
@@ -170,7 +170,7 @@ def load(engine: Engine, job: FitJob, folder: Path, metadata: Mapping[str, Any])
     for i, name in enumerate(names):
         there, magnitude = metadata["sums"].get(name, (0.0, 0.0))
         if abs(sums[2 * i] - there) > SUM_ERROR * max(magnitude, 1e-30):
-            raise RuntimeError(
+            raise HopelessError(
                 f"{job.name}: {name} sums to {sums[2 * i]!r} after loading {folder}, and was {there!r} when it was saved; "
                 "this is not the state of the run, nothing is trained on it"
             )
@@ -181,7 +181,7 @@ def load(engine: Engine, job: FitJob, folder: Path, metadata: Mapping[str, Any])
     seen = engine.measure(job.objective, probe).tolist()
     loss, there = seen[0] / seen[1], metadata["probe_loss"]
     if not abs(loss - there) <= PROBE_ERROR * abs(there):
-        raise RuntimeError(
+        raise HopelessError(
             f"{job.name}: the loss on the probe is {loss:.6f} after loading {folder}, and was {there:.6f} when it was "
             "saved; this is not the model of the run, nothing is trained on it"
         )

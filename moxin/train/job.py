@@ -102,3 +102,12 @@ class FitJob:
     """Leave `state/` behind, from which a next job carries the optimizer over."""
     count: Callable[[Micro], int] = count_targets
     """What the objective will count in a micro-batch. Needed before its backward pass: see `moxin.train.loop`."""
+
+
+class HopelessError(RuntimeError):
+    """What a worker met and the next group would meet again: starting it is no help."""
+
+
+def first_lines(error: Exception) -> str:
+    text = " ".join(line.strip() for line in str(error).splitlines()[:2])
+    return f"{type(error).__name__}: {text}"

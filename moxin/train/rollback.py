@@ -3,7 +3,7 @@
 from moxin import storage
 from moxin.train import checkpoint
 from moxin.train.guard import RollBackError
-from moxin.train.job import FitJob
+from moxin.train.job import FitJob, HopelessError
 
 RECORD = "rollbacks.json"
 
@@ -23,12 +23,12 @@ def left_out(url: str) -> frozenset[int]:
 def go_back(url: str, job: FitJob, bad: RollBackError) -> str:
     """Notes the bad steps and removes the checkpoints after the first of them; returns what to tell.
 
-    The note is written first: a run that is killed in between goes on with it. Raises `RuntimeError` where the job has gone
+    The note is written first: a run that is killed in between goes on with it. Raises `HopelessError` where the job has gone
     back as often as it may.
     """
     before = recorded(url)
     if len(before) >= job.guards.max_rollbacks:
-        raise RuntimeError(
+        raise HopelessError(
             f"{job.name}: {bad.told}, after {len(before)} roll-backs (pretrain.guards.max_rollbacks). Other batches do not "
             "help: lower pretrain.learning_rate, lengthen pretrain.warmup_tokens, or set pretrain.z_loss=1e-4"
         )

@@ -23,7 +23,7 @@ from moxin.tokens.loader import Curriculum, check
 from moxin.train import beats, checkpoint, pretrain, progress, rollback, worker
 from moxin.train.ending import Ending
 from moxin.train.guard import LEFT_OUT, SKIPPED, SPIKE
-from moxin.train.job import FitJob, Keeping
+from moxin.train.job import FitJob, Keeping, first_lines
 from moxin.train.loop import Rows
 from moxin.train.objective import next_token
 
@@ -98,7 +98,7 @@ def fit(job: FitJob, builder: Builder) -> None:
     """Trains and leaves `model/`, `metrics.jsonl`, `steps/` and, with `job.keep_state`, `state/`; sets the builder's counts.
 
     Raises `ValueError` for data, settings or a checkpoint that do not fit the job, and `RuntimeError` with the workers' own
-    words where training failed more often than `scaling.max_failures`.
+    words where training failed more often than `scaling.max_failures`, or would fail again however often it is started.
     """
     url = storage.absolute(builder.url)
     batches = job.batches()  # what is wrong with the data is said here, before a worker starts
@@ -246,17 +246,24 @@ def run_trainer(job: FitJob, url: str) -> str:
             # Typed as the one of Ray Train's first version, which has no such field.
             result: Any = trainer.fit()
             ended = str(result.return_value)
+            hopeless = ray.get(board.given_up.remote()) if ended == worker.HOPELESS else None
     except TrainingFailedError as error:
         if ending.asked:
             raise KeyboardInterrupt from None
         cause, told = cause_of(error)
-        message = f"{job.name}: {told}. Logs: {session.log_folder()}/train"
-        raise (ValueError if isinstance(cause, ValueError) else RuntimeError)(message) from cause
+        raise _failure(job, isinstance(cause, ValueError), told) from cause
     finally:
         ray.kill(board)
+    if hopeless is not None:
+        raise _failure(job, *hopeless)
     if ending.asked and ended != worker.DONE:
         raise KeyboardInterrupt
     return ended
+
+
+def _failure(job: FitJob, of_values: bool, told: str) -> Exception:
+    message = f"{job.name}: {told}. Logs: {session.log_folder()}/train"
+    return ValueError(message) if of_values else RuntimeError(message)
 
 
 def kill_process(pid: int) -> None:
@@ -336,8 +343,3 @@ def cause_of(error: Exception) -> tuple[Exception, str]:
     lost = {rank: "gloo" in str(cause) or "NCCL" in str(cause) for rank, cause in causes.items()}
     ranks = sorted(causes, key=lambda rank: (lost[rank], rank))
     return causes[ranks[0]], "; ".join(f"worker {rank}: {first_lines(causes[rank])}" for rank in ranks[:2])
-
-
-def first_lines(error: Exception) -> str:
-    text = " ".join(line.strip() for line in str(error).splitlines()[:2])
-    return f"{type(error).__name__}: {text}"

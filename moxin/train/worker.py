@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from moxin.train.beats import Beat, Heart
 from moxin.train.build import build
 from moxin.train.engine_deepspeed import DeepSpeedEngine
 from moxin.train.guard import RollBackError
-from moxin.train.job import FitJob
+from moxin.train.job import FitJob, HopelessError, first_lines
 from moxin.train.loop import Row, Rows, Watcher, train
 from moxin.train.metrics_ray import RayMetrics
 from moxin.train.saving import Saver
@@ -31,16 +32,22 @@ CHECKPOINTS = (".scratch", "checkpoints")
 PROGRESS = (".scratch", "progress.json")
 NOTICES = (".scratch", "notices")
 """A file for everything that the driver should tell, by rank 0."""
-DONE, STOPPED, ROLLED_BACK = "done", "stopped", "rolled back"
+DONE, STOPPED, ROLLED_BACK, HOPELESS = "done", "stopped", "rolled back", "hopeless"
 
 
 def work(config: dict[str, Any]) -> str:
-    """What every worker of the group does; returns whether the job is done or has to be started again."""
+    """What every worker of the group does; returns whether the job is done or has to be started again.
+
+    Ray starts a group again whatever a worker raised. What would be raised again is left on the board, and the next group
+    ends at once.
+    """
     import ray
     import ray.train
     import ray.train.collective
 
     job, url, board = config["job"], config["url"], config["board"]
+    if ray.get(board.given_up.remote()) is not None:
+        return HOPELESS
     context = ray.train.get_context()
     rank = context.get_world_rank()
     group = ray.train.collective.broadcast_from_rank_zero(uuid.uuid4().hex)
@@ -56,6 +63,13 @@ def work(config: dict[str, Any]) -> str:
         torch.set_num_threads(job.scaling.cpu_threads)
     try:
         return run(job, url, heart, context.get_local_rank(), context.get_local_world_size())
+    except (ValueError, HopelessError) as error:
+        if not isinstance(
+            error, JSONDecodeError | UnicodeDecodeError
+        ):  # half a file may be whole the next time
+            of_values = isinstance(error, ValueError)
+            ray.get(board.give_up.remote(of_values, f"worker {rank}: {first_lines(error)}"))
+        raise
     finally:
         heart.close()
 
@@ -99,10 +113,10 @@ def run(job: FitJob, url: str, heart: Heart, local_rank: int, local_world: int) 
         if not fitting.is_out_of_memory(error):
             raise
         told = fitting.explained(job, fitting.size_of(job), engine, local_world)
-        if auto:
-            fitting.note_failure(job, scratch)
-        else:
+        if not auto:
             notify(url, told)
+            raise HopelessError(told) from error
+        fitting.note_failure(job, scratch)
         raise RuntimeError(told) from error
     finally:
         saver.close()

@@ -60,6 +60,11 @@ class BreakingBatches(CountingBatches):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.kind == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            if self.kind == "hopeless":
+                self.mark.unlink()
+                with open(f"{self.mark}-starts", "a") as starts:
+                    starts.write("x")
+                raise ValueError("these batches cannot be right")
             if self.kind == "raise":
                 self.mark.unlink()
                 raise KeyError("the objective of this test is broken")
