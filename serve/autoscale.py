@@ -17,8 +17,9 @@ def engines(ctx: AutoscalingContext) -> tuple[float, dict[str, Any]]:
     assert ctx.config is not None
     usage = (ctx.aggregated_metrics or {}).get("kv_cache_usage_perc", {})
     waiting = (ctx.aggregated_metrics or {}).get("num_requests_waiting", {})
+    channels = (ctx.aggregated_metrics or {}).get("num_channels", {})
     wanted = wanted_replicas(
-        ctx.total_num_requests,
+        max(0.0, ctx.total_num_requests - sum(channels.values())),  # Ray counts them as requests
         ctx.config.target_ongoing_requests,
         len(ctx.running_replicas),
         list(usage.values()),

@@ -1,8 +1,10 @@
 """The two deployments of the service: replicas around the engine, and the HTTP ingress that tokenizes and streams."""
 
 import asyncio
+import itertools
 import os
 import time
+import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,9 +22,11 @@ from moxin.infer.load import load
 from moxin.model import checkpoint
 from moxin.tokens.tokenizer import Tokenizer
 from serve import api
+from serve.channel import Outboxes, Parcel
 from serve.engine_loop import EngineLoop, Job, Piece
 from serve.errors import EngineError, OverloadError
 from serve.guard import Rules, keys_from
+from serve.mailbox import Mailbox
 from serve.metrics import Family, Metrics
 from serve.params import ModelInfo
 from serve.ray_metrics import RayMetrics
@@ -69,6 +73,15 @@ def engine_of(settings: EngineSettings) -> Engine:
     )
 
 
+@dataclass(frozen=True)
+class Begun:
+    """The first pieces of an answer, and where the others will come from."""
+
+    replica: str
+    outbox: int
+    pieces: list[Piece]
+
+
 class EngineReplica:
     """One engine with one model. Ray replaces the replica when `check_health` says that the engine died."""
 
@@ -78,15 +91,27 @@ class EngineReplica:
         engine = engine_of(settings)
         engine.warm_up()
         self.loop = EngineLoop(engine, settings.limit, settings.interval_s, metrics)
+        self.replica, self.outboxes = replica, Outboxes()
         self._telling: asyncio.Task[None] | None = None
 
-    async def generate(self, job: Job, prefix: tuple[str, ...] = ()) -> AsyncGenerator[list[Piece]]:
-        """As `EngineLoop.generate`; `prefix` is for the router."""
+    async def generate(
+        self, job: Job, prefix: tuple[str, ...], ingress: str, key: int
+    ) -> AsyncGenerator[Begun]:
+        """As `EngineLoop.generate`, but only the first pieces: the others go into the outbox of the ingress under its key.
+        `prefix` is for the router."""
         if self._telling is None:
             self._telling = asyncio.ensure_future(self._tell())
-        async with aclosing(self.loop.generate(job)) as answers:
-            async for pieces in answers:
-                yield pieces
+        with self.outboxes.sending(ingress) as outbox:
+            async with aclosing(self.loop.generate(job)) as answers:
+                yield Begun(self.replica, outbox.number, await anext(answers))
+                async for pieces in answers:
+                    outbox.put(key, pieces)
+
+    async def channel(self, replica: str, ingress: str, number: int) -> AsyncGenerator[list[Parcel]]:
+        """As `Outboxes.channel`; `replica` is for the router."""
+        async with aclosing(self.outboxes.channel(ingress, number)) as parcels:
+            async for some in parcels:
+                yield some
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         return await self.loop.embed(prompts)
@@ -103,12 +128,21 @@ class EngineReplica:
         return {
             "kv_cache_usage_perc": stats.kv_cache_usage_perc,
             "num_requests_waiting": float(stats.num_requests_waiting),
+            "num_channels": float(self.outboxes.n_taken),
         }
 
     async def _tell(self) -> None:
         while True:
             self.loop.metrics.gauge(self.loop.stats)
             await asyncio.sleep(GAUGES_PERIOD_S)
+
+
+@dataclass
+class Awaited:
+    """An answer that an ingress waits for."""
+
+    mailbox: Mailbox[Piece]
+    channel: tuple[str, int] | None = None
 
 
 class RemoteEngine:
@@ -118,17 +152,59 @@ class RemoteEngine:
         """`may_be_idle`: there may be no replica while nobody asks for one."""
         self.handle, self.may_be_idle = handle, may_be_idle
         self.streaming = handle.options(method_name="generate", stream=True)
+        self.channels = handle.options(method_name="channel", stream=True)
         self.embedding = handle.options(method_name="embed")
+        self._name, self._keys = uuid.uuid4().hex, itertools.count()
+        self._awaited: dict[int, Awaited] = {}
+        self._receiving: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Piece]]:
+        key, mailbox = next(self._keys), Mailbox[Piece]()
+        answer = self._awaited[key] = Awaited(mailbox)
         with _our_errors():
-            sent = self.streaming.remote(job, prefix_of(job.prompts[0], job.salt))
-            answers = cast(DeploymentResponseGenerator[list[Piece]], sent)
+            sent = self.streaming.remote(job, prefix_of(job.prompts[0], job.salt), self._name, key)
+            begun = cast(DeploymentResponseGenerator[Begun], sent)
+            ending: asyncio.Future[None] | None = None
             try:
-                async for pieces in answers:
+                first = await anext(begun)
+                left = job.n_answers - _n_finished(first.pieces)
+                if left:
+                    answer.channel = first.replica, first.outbox
+                    self._open(answer.channel)
+                    ending = asyncio.ensure_future(_await_end(begun, mailbox))
+                yield first.pieces
+                while left:
+                    pieces = await mailbox.take()
+                    left -= _n_finished(pieces)
                     yield pieces
             finally:
-                answers.cancel()
+                del self._awaited[key]
+                mailbox.close()
+                if ending is not None:
+                    ending.cancel()
+                begun.cancel()
+
+    def _open(self, channel: tuple[str, int]) -> None:
+        if channel not in self._receiving:
+            self._receiving[channel] = asyncio.ensure_future(self._receive(channel))
+
+    async def _receive(self, channel: tuple[str, int]) -> None:
+        replica, number = channel
+        error: Exception = EngineError("the engine ended before its answers")
+        try:
+            sent = self.channels.remote(replica, self._name, number)
+            async for parcels in cast(DeploymentResponseGenerator[list[Parcel]], sent):
+                for key, pieces in parcels:
+                    if (answer := self._awaited.get(key)) is not None:  # else its client has left
+                        for piece in pieces:
+                            answer.mailbox.put(piece)
+        except Exception as failure:
+            error = failure
+        finally:
+            del self._receiving[channel]
+        for answer in self._awaited.values():
+            if answer.channel == channel:
+                answer.mailbox.put(error)
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         with _our_errors():
@@ -162,6 +238,19 @@ class RemoteEngine:
                 return list(await asyncio.wait_for(responses.results_async(), CHECK_TIMEOUT_S))
             except DeploymentUnavailableError:
                 return []
+
+
+def _n_finished(pieces: Sequence[Piece]) -> int:
+    return sum(piece.finish_reason is not None for piece in pieces)
+
+
+async def _await_end(begun: DeploymentResponseGenerator[Begun], mailbox: Mailbox[Piece]) -> None:
+    """Tells the reader of a mailbox where an answer's stream ends with an error."""
+    try:
+        async for _ in begun:
+            pass
+    except Exception as error:
+        mailbox.put(error)
 
 
 @contextmanager

@@ -18,6 +18,8 @@ BLOCK = 64
 MAX_BLOCKS = 64
 MAX_KNOWN = 50_000
 """Beginnings that are remembered, the longest unused forgotten first."""
+GENERATE, CHANNEL = "generate", "channel"
+"""Methods of `EngineReplica`. The second argument of the one names beginnings, the first of the other its replica."""
 IMBALANCE = 4
 """Requests that a replica may have more than the least busy one and still be chosen for what it remembers."""
 
@@ -69,6 +71,9 @@ class PrefixRouter(RequestRouter):
         if not candidate_replicas:
             return []
         drawn = random.sample(candidate_replicas, min(2, len(candidate_replicas)))
+        if pending_request is not None and pending_request.metadata.call_method == CHANNEL:
+            wanted = pending_request.args[0]
+            return [[one for one in candidate_replicas if one.replica_id.unique_id == wanted] or drawn]
         if len(candidate_replicas) == 1 or pending_request is None:
             return [drawn]
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
@@ -85,4 +90,4 @@ class PrefixRouter(RequestRouter):
 
 def _names(request: PendingRequest) -> Sequence[str]:
     """The second argument of `EngineReplica.generate`."""
-    return request.args[1] if len(request.args) > 1 else ()
+    return request.args[1] if request.metadata.call_method == GENERATE else ()

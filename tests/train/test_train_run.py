@@ -119,7 +119,9 @@ def test_what_a_worker_says_when_it_fails_reaches_the_driver_in_short(tmp_path, 
 def test_what_would_be_met_again_is_not_tried_again(tmp_path, ray_session):
     """With a hundred failures allowed, as in a long run, a mistake in the data ends it after one start."""
     batches = functools.partial(BreakingBatches, str(tmp_path / "mark"), at=3, rank=0, kind="hopeless")
-    with pytest.raises(ValueError, match="small: worker 0: ValueError: these batches cannot be right. Logs: /"):
+    with pytest.raises(
+        ValueError, match=r"small: worker 0: ValueError: these batches cannot be right\. Logs: /"
+    ):
         fit(small_job(batches=batches, max_failures=100), Builder(str(tmp_path), {}))
     assert (tmp_path / "mark-starts").read_text() == "x"
 
