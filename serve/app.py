@@ -23,6 +23,8 @@ from serve.engine_deployment import EngineReplica, EngineSettings, Ingress
 from serve.guard import MAX_BODY_BYTES, Rules, keys_from
 from serve.router import PrefixRouter
 
+ONE_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""Our code waits, or works in a thread of its own; with event loops of Ray beside it every message would cross threads."""
 SPARE_CALLS = 64
 """Calls that a replica takes beyond its engine's limit, so that refusals and health checks come through at once."""
 MAX_CONNECTIONS = 4000
@@ -176,7 +178,7 @@ def app(args: dict[str, Any]) -> Application:
         num_replicas=service.ingresses,
         max_ongoing_requests=MAX_CONNECTIONS,
         graceful_shutdown_timeout_s=service.drain_s,
-        ray_actor_options={"num_cpus": 0},  # it waits, mostly
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ONE_LOOP}},  # it waits, mostly
     )(Ingress)
     keys = keys_from({"MOXIN_API_KEY": os.environ.get("MOXIN_API_KEY", "")})
     rules = Rules(allowed_hosts=tuple(service.allowed_hosts), max_body_bytes=service.max_body_bytes)
@@ -210,7 +212,7 @@ def _engine(name: str, model: ModelSettings, service: ServiceSettings) -> Any:
         ray_actor_options={
             "num_cpus": model.cpus,
             "num_gpus": model.gpus,
-            "runtime_env": {"env_vars": threads},
+            "runtime_env": {"env_vars": {**threads, **ONE_LOOP}},
         },
         **scaling,
     )(EngineReplica)
