@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 
 from moxin.recipe import ModelConfig, ScalingConfig
 from moxin.train.job import FitJob, Keeping, Micro, OptimizerSettings, Schedule
@@ -43,6 +44,12 @@ class CountingBatches:
         return ROWS * CONTEXT
 
 
+def tell_node(mark: Path) -> None:
+    """Leaves the id of the node that this worker runs on beside a mark."""
+    if ray.is_initialized():
+        mark.with_name(f"{mark.name}-node").write_text(ray.get_runtime_context().get_node_id())
+
+
 class BreakingBatches(CountingBatches):
     """The same data, but the worker `rank` dies, is stopped or waits to be killed when it asks for step `at`.
 
@@ -55,6 +62,7 @@ class BreakingBatches(CountingBatches):
 
     def step(self, i: int, rank: int, world: int) -> list[Micro]:
         if i == self.at and rank == self.rank and not self.mark.exists():
+            tell_node(self.mark)
             self.mark.write_text(str(os.getpid()))
             if self.kind == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -99,6 +107,7 @@ class SlowBatches(CountingBatches):
 
     def step(self, i: int, rank: int, world: int) -> list[Micro]:
         if i >= 5:
+            tell_node(self.folder / "slow")
             (self.folder / "slow").touch()
             time.sleep(0.5)
         return super().step(i, rank, world)

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from train_cases import BreakingBatches, ElasticBatches, SlowBatches, small_job  # noqa: E402
 
 from moxin.artifact import Builder  # noqa: E402
-from moxin.train import run  # noqa: E402
+from moxin.train import checkpoint, run  # noqa: E402
 
 
 def wait_for(path: Path) -> None:
@@ -40,23 +40,25 @@ def main(scenario: str, folder: Path) -> None:
     (folder / "found").mkdir()
     marks = folder / "found"
 
+    saved = folder / ".scratch" / "checkpoints"
+
     def elastic() -> None:
+        # Data is asked for ahead of the steps: what has been computed is told by the checkpoint.
         wait_for(marks / "wants-1")
+        wait_for(saved / checkpoint.name_of(4) / checkpoint.METADATA)
         cluster.remove_node(others[0], allow_graceful=False)
         print("a node left", flush=True)
         wait_for(marks / "wants-2")
+        wait_for(saved / checkpoint.name_of(8) / checkpoint.METADATA)
         cluster.add_node(**node)
         print("a node joined", flush=True)
 
-    def node_of_a_worker() -> str:
-        from ray.util.state import list_actors
-
-        actors = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
-        return str(actors[0].node_id)
+    def node_beside(mark: str) -> str:
+        return (marks / f"{mark}-node").read_text()
 
     def preempted() -> None:
         wait_for(marks / "slow")
-        command = ["ray", "drain-node", "--address", cluster.address, "--node-id", node_of_a_worker()]
+        command = ["ray", "drain-node", "--address", cluster.address, "--node-id", node_beside("slow")]
         reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         subprocess.run(
             [sys.executable, "-m", "ray.scripts.scripts", *command[1:], *reason]
@@ -67,7 +69,7 @@ def main(scenario: str, folder: Path) -> None:
 
     def raylet() -> None:
         wait_for(marks / "waits")
-        there = node_of_a_worker()
+        there = node_beside("waits")
         (victim,) = [one for one in others if one.node_id == there]
         cluster.remove_node(victim, allow_graceful=False)
         print("a raylet was killed", flush=True)
@@ -93,7 +95,7 @@ def main(scenario: str, folder: Path) -> None:
             raise
 
     # Nodes are added from the main thread: Ray starts their processes with its signals blocked.
-    training = threading.Thread(target=train)
+    training = threading.Thread(target=train, daemon=True)
     training.start()
     happens()
     training.join()
