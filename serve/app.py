@@ -88,7 +88,7 @@ class ServiceSettings(BaseModel):
     allowed_hosts: list[str] = Field(default_factory=list)
     """Names under which a service without keys may be reached, beside localhost and addresses."""
     max_body_bytes: int = Field(MAX_BODY_BYTES, ge=1024)
-    stream_interval_ms: float = Field(0.0, ge=0, le=5000)
+    stream_interval_ms: float = Field(20.0, ge=0, le=5000)
     """Least time between two events of a stream after the first: tokens that come faster travel together."""
     ingresses: int = Field(1, ge=1)
     """Processes that speak HTTP."""
