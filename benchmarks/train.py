@@ -2,10 +2,11 @@
 """The whole training loop (data, DeepSpeed under Ray Train, logging, checkpoints) beside the bare step of the same model and
 beside the `transformers` Trainer: tokens per second.
 
-benchmarks/train.py [--shapes 7m 60m] [--layouts 1x2 2x1] [--rounds 3] [--steps 24]
+benchmarks/train.py [--shapes 7m 60m] [--layouts 1x2 2x1] [--rounds 3] [--steps 24] [--precision bf16]
 
-A layout is workers x threads. Everything is float32 with AdamW, the same batch cut alike, on random tokens. The three take
-turns; each of them is started anew for every round, and its first steps are left out. Medians over the steps of all rounds.
+A layout is workers x threads. All have float32 weights and AdamW, with bf16 under autocast (ZeRO 0), the same batch cut
+alike, on random tokens. The three take turns; each is started anew for every round, and its first steps are left out.
+Medians over the steps of all rounds.
 The loop also tells how long it waited for data and for checkpoints, and how long it took from the start to the first step.
 """
 
@@ -43,6 +44,7 @@ SHAPES: dict[str, ModelConfig] = {
     "60m": replace(PRESETS["60m"], max_seq_len=CONTEXT),
 }
 CHECKPOINT_EVERY = 10
+LONG = 100 * CONTEXT
 HOLDERS = ("bare", "loop", "trainer")
 
 
@@ -55,7 +57,7 @@ def place(world: int, rank: int, port: str) -> dict[str, str]:
     }
 
 
-def bare(config: ModelConfig, world: int, rank: int, steps: int) -> list[float]:
+def bare(config: ModelConfig, world: int, rank: int, steps: int, precision: str) -> list[float]:
     """Forward, backward, gradients averaged, fused AdamW: seconds by step."""
     from torch import distributed, nn
 
@@ -71,7 +73,10 @@ def bare(config: ModelConfig, world: int, rank: int, steps: int) -> list[float]:
         rows = rng.integers(0, config.vocab_size, (ROWS // world, CONTEXT + 1))
         tokens = torch.from_numpy(rows)
         started = time.perf_counter()
-        loss, _ = model(tokens[:, :-1].contiguous(), targets_BT=tokens[:, 1:].contiguous(), reduction="sum")
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss, _ = model(
+                tokens[:, :-1].contiguous(), targets_BT=tokens[:, 1:].contiguous(), reduction="sum"
+            )
         (loss / tokens[:, 1:].numel()).backward()
         if world > 1:
             flat = torch.cat([p.grad.view(-1) for p in model.parameters() if p.grad is not None])
@@ -89,7 +94,7 @@ def bare(config: ModelConfig, world: int, rank: int, steps: int) -> list[float]:
     return seconds
 
 
-def trainer(config: ModelConfig, world: int, rank: int, steps: int) -> list[float]:
+def trainer(config: ModelConfig, world: int, rank: int, steps: int, precision: str) -> list[float]:
     """`transformers.Trainer` with the same model in its own code: seconds by step."""
     import transformers
 
@@ -120,6 +125,7 @@ def trainer(config: ModelConfig, world: int, rank: int, steps: int) -> list[floa
             per_device_train_batch_size=ROWS // world,
             max_steps=steps,
             use_cpu=True,
+            bf16=precision == "bf16",
             optim="adamw_torch_fused",
             logging_steps=1,
             save_steps=CHECKPOINT_EVERY,
@@ -133,7 +139,7 @@ def trainer(config: ModelConfig, world: int, rank: int, steps: int) -> list[floa
     return [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
 
 
-def loop(config: ModelConfig, world: int, threads: int, steps: int) -> dict[str, Any]:
+def loop(config: ModelConfig, world: int, threads: int, steps: int, precision: str) -> dict[str, Any]:
     """Our own, through Ray Train, on a store of random tokens: metrics by step, and the time to the first of them."""
     sys.path.insert(0, str(ROOT / "tests"))
     from stores import write_store
@@ -148,7 +154,9 @@ def loop(config: ModelConfig, world: int, threads: int, steps: int) -> dict[str,
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        documents = [rng.integers(7, config.vocab_size, 700).tolist() for _ in range(steps * ROWS)]
+        # Long ones: where documents end inside a row, attention has less to do than the others' has.
+        n_documents = -(-steps * ROWS * (CONTEXT + 1) // LONG) + 1
+        documents = [rng.integers(7, config.vocab_size, LONG).tolist() for _ in range(n_documents)]
         url = write_store(folder + "/tokens", {"a": [documents]}, config.vocab_size)
         phase = PhaseConfig("p", steps * ROWS * CONTEXT, CONTEXT, {"a": 1.0})
         batch = ROWS * CONTEXT
@@ -166,7 +174,7 @@ def loop(config: ModelConfig, world: int, threads: int, steps: int) -> dict[str,
             optimizer=OptimizerSettings(),
             keeping=Keeping(CHECKPOINT_EVERY),
             seed=0,
-            scaling=ScalingConfig(n_workers=world, cpu_threads=threads, zero_stage="1", precision="fp32"),
+            scaling=ScalingConfig(n_workers=world, cpu_threads=threads, zero_stage="0", precision=precision),
             parts=("a",),
             context=CONTEXT,
         )
@@ -179,17 +187,17 @@ def loop(config: ModelConfig, world: int, threads: int, steps: int) -> dict[str,
         return {"rows": rows, "first_step_after_s": first - began, "began": began}
 
 
-def child(holder: str, shape: str, world: int, rank: int, threads: int, steps: int) -> None:
+def child(holder: str, shape: str, world: int, rank: int, threads: int, steps: int, precision: str) -> None:
     torch.set_num_threads(threads)
     config = SHAPES[shape]
     if holder == "loop":
-        print(json.dumps(loop(config, world, threads, steps)))
+        print(json.dumps(loop(config, world, threads, steps, precision)))
     else:
         run = bare if holder == "bare" else trainer
-        print(json.dumps(run(config, world, rank, steps)))
+        print(json.dumps(run(config, world, rank, steps, precision)))
 
 
-def run_apart(holder: str, shape: str, world: int, threads: int, steps: int) -> Any:
+def run_apart(holder: str, shape: str, world: int, threads: int, steps: int, precision: str) -> Any:
     """One round of one of them in processes of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -203,7 +211,7 @@ def run_apart(holder: str, shape: str, world: int, threads: int, steps: int) -> 
         command = [sys.executable, __file__, "--child", holder, shape, str(world), str(rank), str(threads)]
         processes.append(
             subprocess.Popen(
-                [*command, str(steps)],
+                [*command, str(steps), precision],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -219,8 +227,8 @@ def run_apart(holder: str, shape: str, world: int, threads: int, steps: int) -> 
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        holder, shape, world, rank, threads, steps = sys.argv[2:]
-        child(holder, shape, int(world), int(rank), int(threads), int(steps))
+        holder, shape, world, rank, threads, steps, precision = sys.argv[2:]
+        child(holder, shape, int(world), int(rank), int(threads), int(steps), precision)
         return
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -229,6 +237,7 @@ def main() -> None:
     options.add_argument("--layouts", nargs="+", default=["1x2", "2x1"])
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--steps", type=int, default=24)
+    options.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
     asked = options.parse_args()
     lines, results = [], []
     for shape in asked.shapes:
@@ -238,7 +247,7 @@ def main() -> None:
             waits, starts = {"data": 0.0, "checkpoint": 0.0, "all": 0.0}, []
             for _ in range(asked.rounds):
                 for holder in HOLDERS:
-                    found = run_apart(holder, shape, world, threads, asked.steps)
+                    found = run_apart(holder, shape, world, threads, asked.steps, asked.precision)
                     if holder == "loop":
                         rows = found["rows"][LEFT_OUT:]
                         starts.append(found["first_step_after_s"])
@@ -275,12 +284,14 @@ def main() -> None:
             )
             columns = ("shape", "workers x threads", "bare", "loop", "Trainer", "loop/bare", "loop/Trainer")
             console.table(
-                f"Tokens per second, float32, {ROWS} x {CONTEXT}, {hardware()['cpu']}",
+                f"Tokens per second, {asked.precision}, {ROWS} x {CONTEXT}, {hardware()['cpu']}",
                 (*columns, "data wait", "checkpoint wait", "first step after"),
                 lines,
             )
     write(
-        f"train_{'_'.join(asked.shapes)}", {"results": results}, packages=("transformers", "ray", "deepspeed")
+        f"train_{'_'.join(asked.shapes)}_{asked.precision}",
+        {"results": results},
+        packages=("transformers", "ray", "deepspeed"),
     )
 
 

@@ -62,19 +62,24 @@ def load_config(url: str) -> ModelConfig:
     return from_hf_config(storage.read_json(storage.join(url, "config.json")))
 
 
-def load(url: str, dtype: str | None = None) -> Decoder:
+def empty(config: ModelConfig, dtype: torch.dtype, device: torch.device | str = "cpu") -> Decoder:
+    """A model whose weights hold nothing yet."""
+    with torch.device("meta"):
+        model = Decoder(config)
+    model = model.to(dtype).to_empty(device=device)
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    return model
+
+
+def load(url: str, dtype: str | None = None, device: torch.device | str = "cpu") -> Decoder:
     """The model in a folder, one file or sharded, in `dtype` or as stored. Beside the model one tensor is held at a time.
 
     Raises `ValueError` naming every tensor that is missing, unknown or of a wrong shape, before any weight is read.
     """
     config = load_config(url)
-    with torch.device("meta"):
-        model = Decoder(config)
     with open_checked(url, config) as reader:
-        wanted = DTYPES[dtype] if dtype else _widest(reader)
-        model = model.to(wanted).to_empty(device="cpu")
-        if config.tie_embeddings:
-            model.head.weight = model.embedding.weight
+        model = empty(config, DTYPES[dtype] if dtype else _widest(reader), device)
         with torch.no_grad():
             for piece in pieces(config):
                 rows = model.get_parameter(piece.ours)[piece.first :][: piece.shape[0]]

@@ -75,7 +75,7 @@ def work(config: dict[str, Any]) -> str:
 
 
 def run(job: FitJob, url: str, heart: Heart, local_rank: int, local_world: int) -> str:
-    engine = DeepSpeedEngine(build(job), job)
+    engine = DeepSpeedEngine(build(job, *placing(job, local_rank)), job)
     scratch = storage.join(url, ".scratch")
     auto = fitting.asks(job)
     if auto:
@@ -128,6 +128,13 @@ def run(job: FitJob, url: str, heart: Heart, local_rank: int, local_world: int) 
     heart.at("writes the result", len(rows))
     finish(engine, job, url, rows)
     return DONE
+
+
+def placing(job: FitJob, local_rank: int) -> tuple[str | None, torch.device]:
+    """The type and the place in which DeepSpeed wants a worker's weights."""
+    device = torch.device("cuda", local_rank) if job.scaling.use_gpu else torch.device("cpu")
+    in_bf16 = job.scaling.precision == "bf16" and job.scaling.zero_stage != "0"
+    return ("bfloat16" if in_bf16 else None), device
 
 
 def measurer(job: FitJob, world: int, rows: Rows) -> Callable[[Row], Row]:
