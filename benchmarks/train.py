@@ -43,7 +43,7 @@ SHAPES: dict[str, ModelConfig] = {
     ),
     "60m": replace(PRESETS["60m"], max_seq_len=CONTEXT),
 }
-CHECKPOINT_EVERY = 10
+CHECKPOINT_EVERY = 20
 LONG = 100 * CONTEXT
 HOLDERS = ("bare", "loop", "trainer")
 
