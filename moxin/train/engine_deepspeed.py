@@ -39,6 +39,8 @@ class DeepSpeedEngine:
             model=module, optimizer=self.basic, config=self._config(module, job)
         )
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+        if self.world == 1 and not self.stage:  # it would copy all gradients to and fro all the same
+            self.engine.enable_backward_allreduce = False
         self.device = torch.device(self.engine.device)
         self.parameters = dict(self.engine.module.named_parameters())
         self._bad = torch.zeros((), dtype=torch.bool, device=self.device)
