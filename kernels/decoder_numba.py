@@ -258,23 +258,8 @@ def _layers_(
             alone, x, delta, layer[ATTENTION_NORM], h, mean_at, scale_at, n, d, eps, number > 0, centred
         )
         _product(
-            like,
-            bits,
-            in_digits,
-            layer,
-            QKV,
-            h,
-            qkv,
-            width,
-            d,
-            n,
-            digits,
-            tiles,
-            scale_at,
-            sums,
-            sums_size,
-            shapes,
-        )
+            like, bits, in_digits, layer, QKV, h, qkv, width, d, n, digits, tiles, scale_at, sums, sums_size, shapes,
+        )  # fmt: skip
         if clip < np.inf:
             _clip(qkv, n * width, float32(clip))
         if cos != 0:
@@ -300,23 +285,8 @@ def _layers_(
         )  # fmt: skip
         _add_norm(alone, x, delta, layer[MLP_NORM], h, mean_at, scale_at, n, d, eps, True, centred)
         _product(
-            like,
-            bits,
-            in_digits,
-            layer,
-            UP,
-            h,
-            up,
-            n_up,
-            d,
-            n,
-            digits,
-            tiles,
-            scale_at,
-            sums,
-            sums_size,
-            shapes,
-        )
+            like, bits, in_digits, layer, UP, h, up, n_up, d, n, digits, tiles, scale_at, sums, sums_size, shapes,
+        )  # fmt: skip
         if gated and n * n_up < ALONE:
             gated_rows(0, n, up, n_up, activated, WIDE, f)
         elif gated:

@@ -37,6 +37,11 @@ class Outbox:
     async def take(self) -> list[Parcel]:
         return await self._mailbox.take()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody sends and nothing waits: what was put as a `take` gave up is still there."""
+        return not self.n_senders and self._mailbox.is_empty
+
 
 class Outboxes:
     """An engine's side: an outbox for every ingress that has answers in work here."""
@@ -59,7 +64,8 @@ class Outboxes:
             yield outbox
         finally:
             outbox.n_senders -= 1
-            asyncio.get_running_loop().call_later(UNCLAIMED_S, self._forget, ingress, outbox)
+            if not outbox.n_senders and not outbox.taken:
+                asyncio.get_running_loop().call_later(UNCLAIMED_S, self._forget, ingress, outbox)
 
     def _forget(self, ingress: str, outbox: Outbox) -> None:
         if not outbox.n_senders and not outbox.taken and self._of.get(ingress) is outbox:
@@ -76,7 +82,7 @@ class Outboxes:
                 try:
                     parcels = await asyncio.wait_for(outbox.take(), IDLE_S)
                 except TimeoutError:
-                    if not outbox.n_senders:
+                    if outbox.is_idle:
                         return
                 else:
                     yield parcels

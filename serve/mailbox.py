@@ -20,6 +20,10 @@ class Mailbox(Generic[T]):
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._items and self._error is None
+
     def put(self, item: T | Exception, urgent: bool = False) -> None:
         if isinstance(item, Exception):
             self._error = item

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,7 +19,7 @@ from moxin.model import huggingface
 from moxin.model.decoder import Decoder
 from moxin.recipe import ModelConfig
 from serve.app import app
-from serve.autoscale import wanted_replicas
+from serve.autoscale import engines, wanted_replicas
 from serve.router import BLOCK, IMBALANCE, Affinity, prefix_of
 from serve.run import serving_app
 
@@ -183,6 +184,19 @@ def test_the_longest_beginning_decides_unless_its_reader_is_busy() -> None:
     assert affinity.best((), {"one": 0}) is None
     affinity.read(tuple("vwxyz"), "three")
     assert affinity.best(("a", "ab"), {"one": 0, "two": 0}) is None
+
+
+def test_streams_that_are_shared_are_no_requests() -> None:
+    """Ray counts a channel as one: eight answers and their channel are no reason for a second engine of eight places."""
+    context = SimpleNamespace(
+        config=SimpleNamespace(target_ongoing_requests=8),
+        total_num_requests=9,
+        running_replicas=["a"],
+        aggregated_metrics={"num_channels": {"a": 1.0}},
+    )
+    assert engines(context)[0] == 1  # type: ignore[arg-type]
+    context.aggregated_metrics = {}
+    assert engines(context)[0] == 2  # type: ignore[arg-type]
 
 
 def test_engines_are_wanted_by_queue_and_by_cache() -> None:
